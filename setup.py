@@ -1,0 +1,87 @@
+"""Builds one core module per instruction set and dtype from one body, src_pyx/core.pyx.
+
+FASTOPT_DEBUG=1 compiles without optimisation and with bounds checks; FASTOPT_SANITIZE=address,undefined adds
+sanitizers. Neither changes a result: every fusion of a multiplication with an addition is written in the source.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("FASTOPT_DEBUG", "0") not in ("", "0")
+SANITIZE = os.environ.get("FASTOPT_SANITIZE", "")
+
+PATHS = {"baseline": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    PATHS["avx2"] = ["-mavx2", "-mfma"]
+    PATHS["avx512"] = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
+DTYPES = {"float32": [], "float64": ["-DFASTOPT_DOUBLE"]}
+
+compile_args = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-attributes"]
+compile_args += ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3"]
+link_args = [] if DEBUG or SANITIZE else ["-Wl,-s"] if sys.platform == "linux" else []
+if SANITIZE:
+    compile_args += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g"]
+    link_args += [f"-fsanitize={SANITIZE}"]
+
+
+def compiles(flag):
+    """Whether the compiler builds and links a program with the flag."""
+    compiler = os.environ.get("CC", "cc").split()
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.c")
+        source.write_text("int main(void) { return 0; }\n")
+        command = [*compiler, flag, str(source), "-o", str(source.with_suffix(""))]
+        try:
+            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        except OSError:
+            return False
+
+
+if compiles("-fopenmp"):
+    compile_args.append("-fopenmp")
+    link_args.append("-fopenmp")
+else:
+    warnings.warn("the compiler has no OpenMP: fastopt is built for one thread", stacklevel=1)
+if compiles("--param=max-completely-peeled-insns=2000"):
+    # a tile's loops are unrolled whole, so that its sums stay in registers
+    compile_args.append("--param=max-completely-peeled-insns=2000")
+
+directives = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "wraparound": False,
+    "initializedcheck": DEBUG,
+    "cdivision": True,
+    "embedsignature": True,
+    "freethreading_compatible": False,
+}
+
+
+def module(name, source, flags=()):
+    # A folder a module: the cores have one source, and generated C stays out of the source tree.
+    [extension] = cythonize(
+        [Extension(f"fastopt.{name}", [source], depends=DEPENDS, include_dirs=["src_pyx"])],
+        build_dir=f"build/cython/{name}", include_path=["."], compiler_directives=directives, force=True,
+    )
+    # Set here because cythonize hands the flags of one module on to the next of the same source.
+    extension.extra_compile_args = [*compile_args, *flags]
+    extension.extra_link_args = link_args
+    return extension
+
+
+DEPENDS = sorted(str(path) for folder, pattern in (("src_pyx", "*"), ("fastopt", "*.pxd"))
+                 for path in Path(folder).glob(pattern))
+extensions = [module("kernels", "src_pyx/kernels.pyx"), module("_cpu", "src_pyx/_cpu.pyx")]
+for isa, isa_flags in PATHS.items():
+    for dtype, dtype_flags in DTYPES.items():
+        extensions.append(module(f"_core_{isa}_{dtype}", "src_pyx/core.pyx", isa_flags + dtype_flags))
+
+setup(ext_modules=extensions, options={"build_ext": {"parallel": os.cpu_count()}})

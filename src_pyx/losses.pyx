@@ -1,0 +1,343 @@
+# Losses with their gradients in one pass. Each kernel writes losses[i], the loss of sample i, and
+# dscores[i] = factor[i] * d losses[i] / d scores[i]; factor NULL is 1. Sums over a sample's scores run on SUM_LANES
+# virtual lanes, whatever the vector's width, and are closed by the same tree. A score that is not finite makes its
+# sample's loss NaN: a sum of 0 * score goes into every loss.
+
+cdef enum:
+    MAX_SUM_VECTORS = 8  # SUM_LANES doubles in 16-byte vectors
+
+cdef enum Loss:
+    SOFTMAX_CROSS_ENTROPY
+    HINGE
+    SQUARED_HINGE
+    BINARY_CROSS_ENTROPY
+    MSE
+    MAE
+    MSLE
+
+
+cdef inline real sum_lanes(vec* lanes) noexcept nogil:
+    cdef real values[SUM_LANES]
+    cdef int i, half = SUM_LANES // 2
+    for i in range(SUM_LANES // VL):
+        vstore(values + i * VL, lanes[i])
+    while half > 0:
+        for i in range(half):
+            values[i] += values[i + half]
+        half //= 2
+    return values[0]
+
+
+cdef inline INLINED clear(vec* lanes) noexcept nogil:
+    cdef int i
+    for i in range(SUM_LANES // VL):
+        lanes[i] = vset(0)
+
+
+cdef inline INLINED_VEC load_up_to(const real* p, Py_ssize_t n, real pad) noexcept nogil:
+    return vload(p) if n >= VL else vload_part(p, n, pad)
+
+
+cdef inline INLINED store_up_to(real* p, vec a, Py_ssize_t n) noexcept nogil:
+    if n >= VL:
+        vstore(p, a)
+    else:
+        vstore_part(p, a, n)
+
+
+cdef inline real max_of(const real* values, Py_ssize_t k) noexcept nogil:
+    cdef vec highest = vset(values[0]), a
+    cdef Py_ssize_t j
+    cdef real result
+    for j from 0 <= j < k by VL:
+        a = load_up_to(values + j, k - j, values[0])
+        highest = vselect_less(highest, a, a, highest)
+    result = vlane(highest, 0)
+    for j in range(1, VL):
+        if vlane(highest, j) > result:
+            result = vlane(highest, j)
+    return result
+
+
+cdef inline real exp_shifted(const real* scores, real* to, Py_ssize_t k, real shift, real* poison,
+                             real* total_shifted) noexcept nogil:
+    """to = exp(scores - shift); returns their sum, and the sums of 0 * scores and of scores - shift"""
+    cdef vec exponentials[MAX_SUM_VECTORS]
+    cdef vec shifted[MAX_SUM_VECTORS]
+    cdef vec a, e, zeros = vset(0)
+    cdef Py_ssize_t j = 0
+    cdef int i = 0
+    clear(exponentials)
+    clear(shifted)
+    while j < k:
+        a = load_up_to(scores + j, k - j, shift) - vset(shift)
+        shifted[i] = shifted[i] + a
+        zeros = vfma(a, vset(0), zeros)
+        e = vexp(a)
+        store_up_to(to + j, e, k - j)
+        if k - j < VL:
+            e = vload_part(to + j, k - j, 0)
+        exponentials[i] = exponentials[i] + e
+        i = (i + 1) % (SUM_LANES // VL)
+        j += VL
+    poison[0] = 0
+    for i in range(VL):
+        poison[0] += vlane(zeros, i)
+    total_shifted[0] = sum_lanes(shifted)
+    return sum_lanes(exponentials)
+
+
+cdef api void softmax(const real* scores, real* out, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    """out (n, k) = exp(scores) / the sum of exp(scores) over each row"""
+    cdef Py_ssize_t i, j
+    cdef real total, poison, unused
+    for i in range(n):
+        total = exp_shifted(scores + i * k, out + i * k, k, max_of(scores + i * k, k), &poison, &unused)
+        for j in range(k):
+            out[i * k + j] = out[i * k + j] / total + poison
+
+
+cdef api void softmax_cross_entropy(const real* scores, const int64_t* y, const real* factor, real* losses,
+                                    real* dscores, Py_ssize_t n, Py_ssize_t k,
+                                    double label_smoothing) noexcept nogil:
+    """losses = log(sum(e**s)) - sum(t * s), dscores = factor * (softmax(s) - t), t = (1-e) onehot(y) + e/k"""
+    cdef const real* s
+    cdef real* d
+    cdef Py_ssize_t i, j
+    cdef real highest, total, poison, total_shifted, f, exp_y
+    cdef real spread = <real> (label_smoothing / k), on = <real> (1 - label_smoothing)
+    for i in range(n):
+        s = scores + i * k
+        d = dscores + i * k
+        f = factor[i] if factor != NULL else 1
+        highest = max_of(s, k)
+        total = exp_shifted(s, d, k, highest, &poison, &total_shifted)
+        losses[i] = (vlane(vlog(vset(total)), 0) - on * (s[y[i]] - highest)) + poison
+        if spread != 0:
+            losses[i] -= spread * total_shifted
+        exp_y = d[y[i]] / total
+        for j in range(k):
+            d[j] = f * (d[j] / total - spread)
+        d[y[i]] = f * (exp_y - (on + spread))
+
+
+cdef inline INLINED_VEC hinge_slope(bint squared, vec h) noexcept nogil:
+    """The derivative of max(0, m) or its square by the margin m, from h = max(0, m); 0 at the kink."""
+    return 2 * h if squared else vselect_less(vset(0), h, vset(1), vset(0))
+
+
+cdef inline INLINED hinge_rows(bint squared, const real* scores, const int64_t* y, const real* factor, real* losses,
+                               real* dscores, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    cdef vec hinges[MAX_SUM_VECTORS]
+    cdef vec slopes[MAX_SUM_VECTORS]
+    cdef vec s, h, d, zeros, correct, f
+    cdef Py_ssize_t i, j
+    cdef int lane
+    cdef real poison
+    for i in range(n):
+        f = vset(factor[i] if factor != NULL else 1)
+        correct = vset(scores[i * k + y[i]])
+        zeros = vset(0)
+        clear(hinges)
+        clear(slopes)
+        lane = 0
+        for j from 0 <= j < k by VL:
+            s = load_up_to(scores + i * k + j, k - j, 0)
+            zeros = vfma(s, vset(0), zeros)
+            h = (s - correct) + 1
+            h = vselect_less(h, vset(0), vset(0), h)
+            if j <= y[i] < j + VL:
+                h = vset_lane(h, y[i] - j, 0)
+            if k - j < VL:
+                # the lanes past the last class
+                vstore_part(dscores + i * k + j, h, k - j)
+                h = vload_part(dscores + i * k + j, k - j, 0)
+            d = hinge_slope(squared, h)
+            hinges[lane] = vfma(h, h, hinges[lane]) if squared else hinges[lane] + h
+            slopes[lane] = slopes[lane] + d
+            store_up_to(dscores + i * k + j, f * d, k - j)
+            lane = (lane + 1) % (SUM_LANES // VL)
+        poison = 0
+        for lane in range(VL):
+            poison += vlane(zeros, lane)
+        losses[i] = sum_lanes(hinges) + poison
+        dscores[i * k + y[i]] = -vlane(f, 0) * sum_lanes(slopes)
+
+
+cdef inline INLINED_VEC element_loss(int loss, vec pred, vec target, vec* dpred) noexcept nogil:
+    """The loss of each lane and its derivative."""
+    cdef vec a, e
+    if loss == BINARY_CROSS_ENTROPY:
+        # max(s, 0) - s t + log(1 + e**-|s|)
+        a = vselect_less(pred, vset(0), vset(0), pred)
+        e = vlog1p(vexp(-vabs(pred)))
+        dpred[0] = vsigmoid(pred) - target
+        return (a - pred * target) + e
+    if loss == MSE:
+        a = pred - target
+        dpred[0] = 2 * a
+        return a * a
+    if loss == MAE:
+        a = pred - target
+        dpred[0] = vselect_less(vset(0), a, vset(1), vselect_less(a, vset(0), vset(-1), vset(0)))
+        return vabs(a)
+    if loss == MSLE:
+        a = vlog1p(pred) - vlog1p(target)
+        a = vselect_less(vset(-1), pred, a, vset(NOT_A_NUMBER))
+        dpred[0] = 2 * a / (1 + pred)
+        return a * a
+    # binary hinges: target is -1 or 1
+    a = 1 - target * pred
+    a = vselect_less(a, vset(0), vset(0), a)
+    dpred[0] = -target * hinge_slope(loss == SQUARED_HINGE, a)
+    return a * a if loss == SQUARED_HINGE else a
+
+
+cdef inline INLINED element_rows(int loss, const real* pred, const real* target, const real* factor, real* losses,
+                                 real* dpred, Py_ssize_t n, Py_ssize_t m) noexcept nogil:
+    """Row i's loss is the mean of its m element losses."""
+    cdef vec sums[MAX_SUM_VECTORS]
+    cdef vec p, l, d, f
+    cdef Py_ssize_t i, j
+    cdef int lane
+    if m == 1:
+        # a sample a lane
+        for i from 0 <= i < n by VL:
+            p = load_up_to(pred + i, n - i, 0)
+            l = element_loss(loss, p, load_up_to(target + i, n - i, 0), &d)
+            f = load_up_to(factor + i, n - i, 0) if factor != NULL else vset(1)
+            store_up_to(losses + i, vfma(p, vset(0), l), n - i)
+            store_up_to(dpred + i, f * d, n - i)
+        return
+    for i in range(n):
+        f = vset((factor[i] if factor != NULL else 1) / <real> m)
+        clear(sums)
+        lane = 0
+        for j from 0 <= j < m by VL:
+            p = load_up_to(pred + i * m + j, m - j, 0)
+            l = element_loss(loss, p, load_up_to(target + i * m + j, m - j, 0), &d)
+            l = vfma(p, vset(0), l)
+            store_up_to(dpred + i * m + j, l, m - j)
+            if m - j < VL:
+                l = vload_part(dpred + i * m + j, m - j, 0)
+            sums[lane] = sums[lane] + l
+            store_up_to(dpred + i * m + j, f * d, m - j)
+            lane = (lane + 1) % (SUM_LANES // VL)
+        losses[i] = sum_lanes(sums) / <real> m
+
+
+cdef inline INLINED binary_hinge_rows(int loss, const real* scores, const int64_t* y, const real* factor,
+                                      real* losses, real* dscores, Py_ssize_t n) noexcept nogil:
+    cdef real target[MAX_VL]
+    cdef Py_ssize_t i, j, part
+    for i from 0 <= i < n by VL:
+        part = min(n - i, <Py_ssize_t> VL)
+        for j in range(part):
+            target[j] = <real> y[i + j]
+        element_rows(loss, scores + i, target, factor + i if factor != NULL else NULL, losses + i, dscores + i,
+                     part, 1)
+
+
+cdef api void hinge(const real* scores, const int64_t* y, const real* factor, real* losses, real* dscores,
+                    Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    """losses = the sum over j != y of max(0, s_j - s_y + 1); for k = 1, y in {-1, 1}: max(0, 1 - y s)"""
+    if k == 1:
+        binary_hinge_rows(HINGE, scores, y, factor, losses, dscores, n)
+    else:
+        hinge_rows(False, scores, y, factor, losses, dscores, n, k)
+
+
+cdef api void squared_hinge(const real* scores, const int64_t* y, const real* factor, real* losses, real* dscores,
+                            Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    """losses = the sum over j != y of max(0, s_j - s_y + 1)**2; for k = 1, y in {-1, 1}: max(0, 1 - y s)**2"""
+    if k == 1:
+        binary_hinge_rows(SQUARED_HINGE, scores, y, factor, losses, dscores, n)
+    else:
+        hinge_rows(True, scores, y, factor, losses, dscores, n, k)
+
+
+cdef api void binary_cross_entropy(const real* scores, const real* y, const real* factor, real* losses,
+                                   real* dscores, Py_ssize_t n, Py_ssize_t m) noexcept nogil:
+    """losses = the mean over m of log(1 + e**s) - y s"""
+    element_rows(BINARY_CROSS_ENTROPY, scores, y, factor, losses, dscores, n, m)
+
+
+cdef api void mse(const real* pred, const real* target, const real* factor, real* losses, real* dpred,
+                  Py_ssize_t n, Py_ssize_t m) noexcept nogil:
+    """losses = the mean over m of (pred - target)**2"""
+    element_rows(MSE, pred, target, factor, losses, dpred, n, m)
+
+
+cdef api void mae(const real* pred, const real* target, const real* factor, real* losses, real* dpred,
+                  Py_ssize_t n, Py_ssize_t m) noexcept nogil:
+    """losses = the mean over m of |pred - target|"""
+    element_rows(MAE, pred, target, factor, losses, dpred, n, m)
+
+
+cdef api void msle(const real* pred, const real* target, const real* factor, real* losses, real* dpred,
+                   Py_ssize_t n, Py_ssize_t m) noexcept nogil:
+    """losses = the mean over m of (log(1 + pred) - log(1 + target))**2"""
+    element_rows(MSLE, pred, target, factor, losses, dpred, n, m)
+
+
+cdef void loss_rows(int loss, const real* scores, const int64_t* labels, const real* targets, const real* factor,
+                    real* losses, real* dscores, Py_ssize_t n, Py_ssize_t k, double label_smoothing) noexcept nogil:
+    """The kernel of that number: labels for the classifiers, targets for the others."""
+    if loss == SOFTMAX_CROSS_ENTROPY:
+        softmax_cross_entropy(scores, labels, factor, losses, dscores, n, k, label_smoothing)
+    elif loss == HINGE:
+        hinge(scores, labels, factor, losses, dscores, n, k)
+    elif loss == SQUARED_HINGE:
+        squared_hinge(scores, labels, factor, losses, dscores, n, k)
+    elif loss == BINARY_CROSS_ENTROPY:
+        binary_cross_entropy(scores, targets, factor, losses, dscores, n, k)
+    elif loss == MSE:
+        mse(scores, targets, factor, losses, dscores, n, k)
+    elif loss == MAE:
+        mae(scores, targets, factor, losses, dscores, n, k)
+    else:
+        msle(scores, targets, factor, losses, dscores, n, k)
+
+
+cdef double weighted_sum(const real* values, const real* weight, Py_ssize_t n) noexcept nogil:
+    """sum(values * weight) in double precision, element after element; weight NULL is 1"""
+    cdef double total = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        total += values[i] * <double> (weight[i] if weight != NULL else 1)
+    return total
+
+
+LOSSES = {
+    "softmax_cross_entropy": SOFTMAX_CROSS_ENTROPY,
+    "hinge": HINGE,
+    "squared_hinge": SQUARED_HINGE,
+    "binary_cross_entropy": BINARY_CROSS_ENTROPY,
+    "mse": MSE,
+    "mae": MAE,
+    "msle": MSLE,
+}
+
+
+def call_loss(int loss, const real[:, ::1] scores, const int64_t[::1] labels, const real[:, ::1] targets,
+              const real[::1] factor, real[::1] losses, real[:, ::1] dscores, double label_smoothing=0.0):
+    cdef Py_ssize_t n = scores.shape[0], k = scores.shape[1]
+    cdef const int64_t* labels_start = &labels[0] if labels is not None else NULL
+    cdef const real* targets_start = &targets[0, 0] if targets is not None else NULL
+    cdef const real* factor_start = &factor[0] if factor is not None else NULL
+    with nogil:
+        loss_rows(loss, &scores[0, 0], labels_start, targets_start, factor_start, &losses[0], &dscores[0, 0],
+                  n, k, label_smoothing)
+
+
+def call_softmax(const real[:, ::1] scores, real[:, ::1] out):
+    with nogil:
+        softmax(&scores[0, 0], &out[0, 0], scores.shape[0], scores.shape[1])
+
+
+def call_weighted_sum(const real[::1] values, const real[::1] weight):
+    cdef const real* weight_start = &weight[0] if weight is not None else NULL
+    cdef double total
+    with nogil:
+        total = weighted_sum(&values[0], weight_start, values.shape[0])
+    return total
