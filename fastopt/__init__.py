@@ -1,0 +1,28 @@
+"""fastopt: fast, reproducible training of dense networks and linear classifiers on the CPU."""
+
+from ._dispatch import show_config
+from .dense import dense_backward, dense_forward
+from .errors import DivergenceError, ModelFormatError
+from .gradcheck import check_gradient
+from .losses import (
+    accuracy,
+    binary_cross_entropy,
+    hinge,
+    mae,
+    mse,
+    msle,
+    softmax,
+    softmax_cross_entropy,
+    squared_hinge,
+)
+from .network import MLP
+from .optim import SGD, momentum_step, nesterov_step, sgd_step
+from .training import EarlyStopping, History, Trainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MLP", "SGD", "DivergenceError", "EarlyStopping", "History", "ModelFormatError", "Trainer", "accuracy",
+    "binary_cross_entropy", "check_gradient", "dense_backward", "dense_forward", "hinge", "mae", "momentum_step",
+    "mse", "msle", "nesterov_step", "sgd_step", "show_config", "softmax", "softmax_cross_entropy", "squared_hinge",
+]

@@ -1,0 +1,343 @@
+"""The boundary: everything that comes from outside is checked and converted here, before anything is touched.
+
+Each function takes the argument's name and value and returns what the kernels take, or raises TypeError or
+ValueError naming the argument, what was expected and what came; for data, the first offending position.
+"""
+
+import functools
+import math
+import numbers
+import os
+import warnings
+
+import numpy as np
+
+from ._dispatch import core
+
+ACTIVATIONS = {None: 0, "relu": 1, "sigmoid": 2, "tanh": 3}
+LABEL_LOSSES = ("softmax_cross_entropy", "hinge", "squared_hinge")
+TARGET_LOSSES = ("binary_cross_entropy", "mse", "mae", "msle")
+MAX_THREADS = 64
+
+# -- scalars ----------------------------------------------------------------------------------------------------
+
+
+def _show(value):
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def number(name, value, *, least=-math.inf, above=-math.inf, below=math.inf):
+    """A finite real number with least <= value, above < value < below."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a real number, got {_show(value)}")
+    result = float(value)
+    if not (math.isfinite(result) and result >= least and above < result < below):
+        limits = [f">= {least:g}"] * (least > -math.inf)
+        limits += [f"> {above:g}"] * (above > -math.inf) + [f"< {below:g}"] * (below < math.inf)
+        raise ValueError(f"{name} must be finite{''.join(' and ' + limit for limit in limits)}, got {_show(value)}")
+    return result
+
+
+def fits(name, value, dtype):
+    """A number that stays finite in the dtype."""
+    if abs(value) > np.finfo(dtype).max:
+        raise ValueError(f"{name} = {value!r} does not fit {np.dtype(dtype).name}")
+    return value
+
+
+def integer(name, value, least, most=None):
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {_show(value)}")
+    if value < least or most is not None and value > most:
+        wanted = f">= {least}" if most is None else f"in {least}..{most}"
+        raise ValueError(f"{name} must be {wanted}, got {_show(value)}")
+    return int(value)
+
+
+def flag(name, value):
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {_show(value)}")
+    return bool(value)
+
+
+def choice(name, value, allowed):
+    """One of a few names (or None)."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {_show(value)}")
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {_show(value)}")
+    return value
+
+
+def activation(value):
+    return ACTIVATIONS[choice("activation", value, tuple(ACTIVATIONS))]
+
+
+# -- threads ----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _from_environment(name):
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    try:
+        value = int(text.split(",")[0])
+    except ValueError:
+        value = 0
+    if not 1 <= value <= 4096:
+        warnings.warn(f"{name}={text!r} is not a number of threads: ignored", RuntimeWarning, stacklevel=2)
+        return None
+    return value
+
+
+@functools.cache
+def _cgroup_quota():
+    """CPUs granted by the container's quota, or None."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        return None if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):
+        return None
+
+
+def available_threads():
+    """Processors this process may use: affinity, container quota, OMP_NUM_THREADS, FASTOPT_NUM_THREADS."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = (affinity, _cgroup_quota(), _from_environment("OMP_NUM_THREADS"), _from_environment("FASTOPT_NUM_THREADS"))
+    return min(limit for limit in limits if limit is not None)
+
+
+def threads(n_threads, operations):
+    """How many threads for so many multiply-adds between two synchronisations; at most n_threads."""
+    if n_threads is None:
+        return min(available_threads(), max(1, int(operations) // 500_000), MAX_THREADS)
+    return min(integer("n_threads", n_threads, 1), MAX_THREADS)
+
+
+# -- arrays -----------------------------------------------------------------------------------------------------
+
+
+def _shape_text(shape):
+    return str(tuple("n" if size is None else size for size in shape)).replace("'", "")
+
+
+def real_array(name, value):
+    """An array of real numbers (bool, integer or floating), as it is."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it first")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a rectangular array: {error}") from None
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    return array
+
+
+def _check_shape(name, array, shape):
+    """Sizes of None are free; an empty array is an error."""
+    if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
+        raise ValueError(f"{name} must have shape {_shape_text(shape)}, got {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"{name} is empty: shape {array.shape}")
+
+
+def float_dtype(array):
+    """The dtype an array decides: its own if float32, else float64."""
+    return np.dtype(np.float32 if array.dtype == np.float32 else np.float64)
+
+
+def first_nonfinite(name, original, dtype, row_offset=0):
+    """The error for an array in which some value is not finite in the dtype."""
+    with np.errstate(over="ignore"):
+        bad = ~np.isfinite(original.astype(dtype, copy=False))
+    index = np.unravel_index(int(np.argmax(bad)), original.shape)
+    value = original[index]
+    where = ", ".join(str(int(i) + (row_offset if axis == 0 else 0)) for axis, i in enumerate(index))
+    if np.isfinite(value):
+        return ValueError(f"{name}[{where}] = {value} does not fit {np.dtype(dtype).name}")
+    return ValueError(f"{name}[{where}] is {value}")
+
+
+def data(name, value, shape, dtype=None):
+    """A finite C-contiguous array of that shape; the dtype is the given one, or decided by the array."""
+    original = real_array(name, value)
+    _check_shape(name, original, shape)
+    dtype = dtype or float_dtype(original)
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(original, dtype)
+    if not core(dtype).call_all_finite(array.reshape(-1)):
+        raise first_nonfinite(name, original, dtype)
+    return array
+
+
+def output(name, value, shape, dtype, inputs):
+    """A writable C-contiguous array of exactly that shape and dtype that overlaps no input."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
+    if value.dtype != dtype:
+        raise ValueError(f"{name} must be {np.dtype(dtype).name}, got {value.dtype}")
+    if value.shape != tuple(shape):
+        raise ValueError(f"{name} must have shape {_shape_text(shape)}, got {value.shape}")
+    if not value.flags.c_contiguous or not value.flags.aligned:
+        raise ValueError(f"{name} must be C-contiguous and aligned, got strides {value.strides}")
+    if not value.flags.writeable:
+        raise ValueError(f"{name} must be writable, got a read-only array")
+    for other_name, other in inputs.items():
+        if isinstance(other, np.ndarray) and np.may_share_memory(value, other) and _shares_memory(value, other):
+            raise ValueError(f"{name} must not overlap {other_name}")
+    return value
+
+
+def _shares_memory(a, b):
+    try:
+        return np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True  # bounds overlap and nothing cheap shows that elements do not
+
+
+def parameter(name, value):
+    """An array that is updated in place: float32 or float64, C-contiguous, writable, not empty."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
+    if value.dtype not in (np.float32, np.float64):
+        raise ValueError(f"{name} must be float32 or float64, got {value.dtype}")
+    if value.size == 0:
+        raise ValueError(f"{name} is empty: shape {value.shape}")
+    return output(name, value, value.shape, value.dtype, {})
+
+
+def features(name, value, n_features, dtype):
+    """(n, n_features) of any real dtype and layout, read where it lies; n may be 0."""
+    array = real_array(name, value)
+    if array.ndim != 2 or array.shape[1] != n_features:
+        raise ValueError(f"{name} must have shape {_shape_text((None, n_features))}, got {array.shape}")
+    if not array.dtype.isnative or array.dtype.char == "g":
+        raise TypeError(f"{name} has dtype {array.dtype.str}: convert it to a native float, integer or bool first")
+    return core(dtype).Features(array)
+
+
+def check_features_finite(name, value, held, dtype):
+    """Raises for the first value, in the array's order, that is not finite in the dtype."""
+    if np.asarray(value).dtype.kind == "f":
+        row = held.find_nonfinite()
+        if row >= 0:
+            raise first_nonfinite(name, np.asarray(value)[row : row + 1], dtype, row)
+
+
+def _bad_label(name, array, ok, allowed):
+    index = int(np.argmin(ok))
+    return ValueError(f"{name}[{index}] = {array[index]} is not in {allowed}")
+
+
+def labels(name, value, n, n_classes):
+    """(n,) labels 0 .. n_classes-1 as int64; for one class of two, -1 or 1."""
+    array = real_array(name, value)
+    if array.dtype.kind == "b":
+        raise TypeError(f"{name} must hold integer labels, got dtype bool")
+    _check_shape(name, array, (n,))
+    if n_classes == 1:
+        ok, allowed = (array == 1) | (array == -1), "-1, 1"
+    else:
+        ok, allowed = (array >= 0) & (array < n_classes), f"0..{n_classes - 1}"
+        if array.dtype.kind == "f":
+            ok &= array == np.floor(array)
+    if not ok.all():
+        raise _bad_label(name, array, ok, allowed)
+    return np.ascontiguousarray(array, np.int64)
+
+
+def targets(name, value, shape, dtype, loss):
+    """Targets of the predictions' shape; (n,) also matches (n, 1). Within the loss's domain."""
+    array = real_array(name, value)
+    if array.ndim == 1 and len(shape) == 2 and shape[1] == 1:
+        array = array[:, None]
+    array = data(name, array, shape, dtype)
+    _check_domain(name, array, loss)
+    return array.reshape(shape[0], -1)
+
+
+def _check_domain(name, array, loss):
+    if loss == "binary_cross_entropy":
+        ok, domain = (array >= 0) & (array <= 1), "in [0, 1]"
+    elif loss == "msle":
+        ok, domain = array > -1, "> -1"
+    else:
+        return
+    if not ok.all():
+        index = np.unravel_index(int(np.argmin(ok)), array.shape)
+        raise ValueError(f"{name}[{', '.join(str(int(i)) for i in index)}] = {array[index]} is not {domain}")
+
+
+def sample_weight(value, n, dtype):
+    """(n,) weights >= 0 with a positive sum, or None."""
+    if value is None:
+        return None
+    array = data("sample_weight", value, (n,), dtype)
+    if (array < 0).any():
+        index = int(np.argmax(array < 0))
+        raise ValueError(f"sample_weight[{index}] = {array[index]} is negative")
+    if not (array > 0).any():
+        raise ValueError("sample_weight sums to zero")
+    return array
+
+
+def loss_inputs(loss, scores_name, scores, y_name, y, weight):
+    """What a loss kernel takes: scores (n, k), labels, targets, weights; and the shape of the gradient."""
+    original = real_array(scores_name, scores)
+    if original.ndim not in (1, 2):
+        raise ValueError(f"{scores_name} must have shape (n,) or (n, m), got {original.shape}")
+    if loss == "softmax_cross_entropy" and original.ndim == 1:
+        raise ValueError(f"{scores_name} must have shape (n, K), got {original.shape}")
+    _check_shape(scores_name, original, original.shape)
+    dtype = float_dtype(original)
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(original, dtype).reshape(len(original), -1)
+    n, k = array.shape
+    label_array = target_array = None
+    if loss in LABEL_LOSSES:
+        binary = k == 1 and loss != "softmax_cross_entropy"
+        label_array = labels(y_name, y, n, k) if binary or k > 1 else _only_class(y_name, y, n)
+    else:
+        target_array = targets(y_name, y, original.shape, dtype, loss)
+    return array, label_array, target_array, sample_weight(weight, n, dtype)
+
+
+def _only_class(name, value, n):
+    """Labels of a softmax over one class: all 0."""
+    array = real_array(name, value)
+    if array.dtype.kind == "b":
+        raise TypeError(f"{name} must hold integer labels, got dtype bool")
+    _check_shape(name, array, (n,))
+    if not (array == 0).all():
+        raise _bad_label(name, array, array == 0, "0..0")
+    return np.zeros(n, np.int64)
+
+
+def explain_loss(loss, scores_name, scores, dtype):
+    """The error for a loss that is not finite: a score that is not, one outside the domain, or an overflow."""
+    original = np.asarray(scores)
+    with np.errstate(over="ignore"):
+        if not np.isfinite(original.astype(dtype)).all():
+            return first_nonfinite(scores_name, original, dtype)
+    try:
+        _check_domain(scores_name, original, loss if loss == "msle" else None)
+    except ValueError as error:
+        return error
+    return OverflowError(f"the {loss} loss of finite {scores_name} overflows {np.dtype(dtype).name}")
+
+
+def loss_result(result, scores):
+    """(value, dscores) of a loss written in Python, as a float and an array like the scores."""
+    try:
+        value, dscores = result
+    except (TypeError, ValueError):
+        raise TypeError(f"loss must return (value, dscores), got {_show(result)}") from None
+    if np.ndim(value) != 0:
+        raise ValueError(f"the value of loss must be one number, got shape {np.shape(value)}")
+    dscores = real_array("dscores of loss", dscores)
+    _check_shape("dscores of loss", dscores, scores.shape)
+    return float(value), np.ascontiguousarray(dscores, scores.dtype)

@@ -1,0 +1,630 @@
+"""Training: whole epochs in the compiled engine, their history, the stopping rules, and checkpoints."""
+
+import contextlib
+import dataclasses
+import math
+import secrets
+import sys
+import threading
+import time
+import warnings
+
+import numpy as np
+
+from . import boundary, files
+from ._dispatch import core
+from .errors import DivergenceError, ModelFormatError
+from .network import MLP
+from .optim import SGD
+
+ROWS_A_VALIDATION_CHUNK = 4096
+
+
+class History:
+    """What each epoch of a Trainer gave: `loss`, `val_loss`, `lr` and `seconds`, one entry an epoch.
+
+    `val_loss` is nan for an epoch without validation data; `lr` is the learning rate of the epoch's last step.
+    """
+
+    def __init__(self):
+        self.loss, self.val_loss, self.lr, self.seconds = [], [], [], []
+
+    def __repr__(self):
+        return f"History({len(self.loss)} epochs" + (f", loss {self.loss[-1]:.6g})" if self.loss else ")")
+
+    def plot(self, ax=None):
+        """Draws the loss curves with matplotlib.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            By default those of a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError:
+            raise ImportError("history.plot needs matplotlib: install the extra 'plot'") from None
+        if ax is None:
+            ax = plt.figure().add_subplot()
+        epochs = range(1, len(self.loss) + 1)
+        ax.plot(epochs, self.loss, label="training")
+        if not all(math.isnan(value) for value in self.val_loss):
+            ax.plot(epochs, self.val_loss, label="validation")
+        ax.set(xlabel="epoch", ylabel="loss")
+        ax.legend()
+        return ax
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStopping:
+    """Stops a fit after `patience` consecutive epochs without an improvement above `min_delta`. Immutable.
+
+    Parameters
+    ----------
+    monitor : "val_loss" or "loss"
+    patience : int >= 1
+    min_delta : float >= 0
+        An epoch improves if its value is below the best one less min_delta; nan never is.
+    restore_best : bool
+        Whether the network has the best epoch's parameters when `fit` ends, whatever ended it. Training goes on from
+        the last epoch's all the same.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A parameter out of range.
+    """
+
+    monitor: str = "val_loss"
+    patience: int = 5
+    min_delta: float = 0.0
+    restore_best: bool = True
+
+    def __post_init__(self):
+        boundary.choice("monitor", self.monitor, ("val_loss", "loss"))
+        boundary.integer("patience", self.patience, 1)
+        boundary.number("min_delta", self.min_delta, least=0.0)
+        boundary.flag("restore_best", self.restore_best)
+
+
+@dataclasses.dataclass
+class _Watch:
+    """How far an EarlyStopping has come."""
+
+    rule: EarlyStopping
+    best: float = math.inf
+    waited: int = 0
+    flat: np.ndarray | None = None
+
+    def see(self, value, flat):
+        """Takes in an epoch's value; whether to stop."""
+        if value < self.best - self.rule.min_delta:
+            self.best, self.waited = value, 0
+            if self.rule.restore_best:
+                self.flat = flat.copy()
+        else:
+            self.waited += 1
+        return self.waited >= self.rule.patience
+
+
+@dataclasses.dataclass
+class _Data:
+    """A data set as the kernels take it; `y` is the caller's own for a loss written in Python."""
+
+    X: np.ndarray
+    y: np.ndarray
+    features: object
+    labels: np.ndarray | None
+    targets: np.ndarray | None
+    weight: np.ndarray | None
+
+
+class Trainer:
+    """Trains a network: mini-batches without replacement, whole epochs in one compiled call.
+
+    Parameters
+    ----------
+    net : MLP
+        Trained in place; read and write its parameters between calls of `fit` only.
+    loss : str or callable
+        The name of a loss of this package, or a callable (scores, y) -> (value, dscores) for the mean over a batch:
+        slower, for Python runs between forward and backward of every batch.
+    optimizer : SGD
+    batch_size : int >= 1
+        The last batch of an epoch is short, never dropped.
+    shuffle : bool
+        A new order of the samples every epoch.
+    seed : int in 0 .. 2**64-1, optional
+        Of the orders and of dropout; drawn afresh by default.
+    n_threads : int, optional
+        Upper bound; changes no result.
+
+    Attributes
+    ----------
+    net : MLP
+    history : History
+        Of all epochs.
+    epoch : int
+        Epochs done.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument out of range.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt as fo
+    >>> X = np.random.default_rng(0).standard_normal((200, 2))
+    >>> y = (X[:, 0] * X[:, 1] > 0).astype(int)
+    >>> net = fo.MLP([2, 16, 2], seed=1)
+    >>> trainer = fo.Trainer(net, loss="softmax_cross_entropy", optimizer=fo.SGD(0.1, momentum=0.9), seed=1)
+    >>> history = trainer.fit(X, y, epochs=40)
+    >>> fo.accuracy(net.forward(X), y) > 0.95
+    True
+    """
+
+    def __init__(self, net, *, loss, optimizer, batch_size=32, shuffle=True, seed=None, n_threads=None):
+        if not isinstance(net, MLP):
+            raise TypeError(f"net must be an MLP, got {type(net).__name__}")
+        if not isinstance(optimizer, SGD):
+            raise TypeError(f"optimizer must be an SGD, got {type(optimizer).__name__}")
+        if not callable(loss):
+            boundary.choice("loss", loss, boundary.LABEL_LOSSES + boundary.TARGET_LOSSES)
+        for name in ("momentum", "weight_decay", "l1", "l2") + (() if callable(optimizer.lr) else ("lr",)):
+            boundary.fits(name, getattr(optimizer, name), net.dtype)
+        if loss == "softmax_cross_entropy" and net.sizes[-1] < 2:
+            raise ValueError("softmax_cross_entropy needs at least two outputs: one is binary_cross_entropy's")
+        self._net, self._loss, self._optimizer = net, loss, optimizer
+        self._batch_size = boundary.integer("batch_size", batch_size, 1)
+        self._shuffle = boundary.flag("shuffle", shuffle)
+        self._seed = secrets.randbits(64) if seed is None else boundary.integer("seed", seed, 0, 2**64 - 1)
+        self._n_threads = None if n_threads is None else boundary.integer("n_threads", n_threads, 1)
+        self._history = History()
+        self._epoch = self._updates = 0
+        self._velocity = None if optimizer.rule == "sgd" else np.zeros_like(net.flat)
+        # of an epoch that was interrupted: the next batch, the sums of losses and weights so far, the samples
+        self._partial = None
+        # what the network shows and what training goes on from, where the two differ
+        self._continuation = None
+        self._watch = None
+        self._lock = threading.Lock()
+        self._engine = None
+        self._stopping = False
+
+    net = property(lambda self: self._net, doc="The network.")
+    history = property(lambda self: self._history, doc="Of all epochs.")
+    epoch = property(lambda self: self._epoch, doc="Epochs done.")
+    loss = property(lambda self: self._loss, doc="The loss's name, or the callable.")
+    optimizer = property(lambda self: self._optimizer, doc="The optimizer.")
+
+    def fit(self, X, y, *, epochs, sample_weight=None, validation_data=None, early_stopping=None, target_loss=None,
+            callbacks=(), progress=False):
+        """Trains for up to `epochs` further epochs; calling it again goes on.
+
+        The loss of an epoch is the weighted mean over its samples of the losses seen, plus the optimizer's l1 and l2
+        penalties of the parameters at its end; the validation loss has no penalty and no dropout. Ctrl-C and `stop`
+        end the fit between two batches; the next call finishes that epoch first, and it counts as one.
+
+        Parameters
+        ----------
+        X : array_like (n, features)
+            Any real dtype and layout; never copied.
+        y : array_like
+            Labels or targets, as the loss wants them.
+        epochs : int >= 0
+        sample_weight : array_like (n,), optional
+            Not negative; a batch whose weights are all zero has no loss gradient.
+        validation_data : (X, y) or (X, y, sample_weight), optional
+            Evaluated after every epoch.
+        early_stopping : EarlyStopping, optional
+        target_loss : float, optional
+            Stops after an epoch whose loss is below it.
+        callbacks : sequence of callables
+            Each is called with the trainer after every epoch: True stops, None goes on.
+        progress : bool
+            Draws a bar (needs tqdm).
+
+        Returns
+        -------
+        History
+            The trainer's, of all epochs.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument out of range or of another shape, a value in the data that is not finite (named by position);
+            the trainer is as before.
+        DivergenceError
+            The loss or a parameter stopped being finite; names epoch and batch. The network and the trainer are as
+            after the last epoch that was finite.
+        RuntimeError
+            A fit of this trainer is already running.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("a fit of this trainer is already running")
+        try:
+            epochs = boundary.integer("epochs", epochs, 0)
+            if target_loss is not None:
+                target_loss = boundary.number("target_loss", target_loss)
+            data = self._data("X", X, "y", y, sample_weight)
+            validation = self._validation(validation_data)
+            watch = self._watch_for(early_stopping, validation)
+            callbacks = _callables("callbacks", callbacks)
+            if self._partial is not None and self._partial[3] != data.features.n:
+                raise ValueError(f"X has {data.features.n} samples, but the interrupted epoch to finish has "
+                                 f"{self._partial[3]}")
+            if epochs == 0:
+                boundary.check_features_finite("X", data.X, data.features, self._net.dtype)
+                return self._history
+            with contextlib.ExitStack() as stack:
+                bar = stack.enter_context(contextlib.closing(_progress_bar(progress, epochs)))
+                self._fit(data, epochs, validation, watch, target_loss, callbacks, bar)
+        finally:
+            self._engine = None
+            self._stopping = False
+            self._lock.release()
+        return self._history
+
+    def stop(self):
+        """Ends the running fit between two batches; safe from any thread."""
+        self._stopping = True
+        engine = self._engine
+        if engine is not None:
+            engine.request_stop()
+
+    # -- checks that need the network ---------------------------------------------------------------------------
+
+    def _data(self, x_name, X, y_name, y, sample_weight):
+        net = self._net
+        array = boundary.real_array(x_name, X)
+        features = boundary.features(x_name, array, net.sizes[0], net.dtype)
+        n, n_out = features.n, net.sizes[-1]
+        if n == 0:
+            raise ValueError(f"{x_name} is empty: shape {array.shape}")
+        labels = targets = None
+        if callable(self._loss):
+            y = np.asarray(y)
+            if len(np.atleast_1d(y)) != n:
+                raise ValueError(f"{y_name} must have {n} entries, got shape {y.shape}")
+            if sample_weight is not None:
+                raise ValueError("sample_weight cannot be used with a loss of your own: weight the samples inside it")
+        elif self._loss in boundary.LABEL_LOSSES:
+            labels = boundary.labels(y_name, y, n, n_out)
+        else:
+            targets = boundary.targets(y_name, y, (n, n_out), net.dtype, self._loss)
+        return _Data(array, y, features, labels, targets, boundary.sample_weight(sample_weight, n, net.dtype))
+
+    def _validation(self, validation_data):
+        if validation_data is None:
+            return None
+        if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
+            raise TypeError("validation_data must be (X, y) or (X, y, sample_weight)")
+        X, y, weight = (*validation_data, None)[:3]
+        data = self._data("validation X", X, "validation y", y, weight)
+        boundary.check_features_finite("validation X", data.X, data.features, self._net.dtype)
+        return data
+
+    def _watch_for(self, early_stopping, validation):
+        """The state of an equal rule goes on; after it has stopped a fit, its count starts again."""
+        if early_stopping is None:
+            return None
+        if not isinstance(early_stopping, EarlyStopping):
+            raise TypeError(f"early_stopping must be an EarlyStopping, got {type(early_stopping).__name__}")
+        if early_stopping.monitor == "val_loss" and validation is None:
+            raise ValueError("early_stopping monitors val_loss, but there is no validation_data")
+        old = self._watch
+        if old is None or old.rule != early_stopping:
+            return _Watch(early_stopping)
+        return dataclasses.replace(old, waited=0) if old.waited >= old.rule.patience else old
+
+    # -- epochs -------------------------------------------------------------------------------------------------
+
+    def _fit(self, data, epochs, validation, watch, target_loss, callbacks, bar):
+        net, optimizer, kernels = self._net, self._optimizer, core(self._net.dtype)
+        n = data.features.n
+        engine = kernels.Engine(
+            net.sizes, net.activation_codes(), min(self._batch_size, n),
+            -1 if callable(self._loss) else kernels.LOSSES[self._loss], kernels.RULES[optimizer.rule],
+            optimizer.momentum, optimizer.weight_decay + 2 * optimizer.l2, optimizer.l1, bool(optimizer.decay_bias),
+            net.dropout, self._seed,
+        )
+        engine.load(self._parameters(), self._velocity)
+        engine.bind(data.features, data.labels, data.targets, data.weight)
+        order = np.arange(n)
+        workers = boundary.threads(self._n_threads, min(self._batch_size, n) * net.n_parameters)
+        check_finite = data.X.dtype.kind == "f"
+        self._engine = engine
+        self._watch = watch
+        try:
+            for _ in range(epochs):
+                if self._stopping:
+                    break
+                whole = self._partial is None
+                if not self._run_epoch(engine, data, order, workers, check_finite):
+                    break
+                check_finite = check_finite and not whole
+                if self._end_epoch(validation, watch, target_loss, callbacks, bar):
+                    break
+        finally:
+            if watch is not None and watch.flat is not None:
+                self._show(watch.flat)
+
+    def _parameters(self):
+        """What training goes on from: the network's parameters, unless it shows others and they are untouched."""
+        if self._continuation is not None:
+            shown, parameters = self._continuation
+            if np.array_equal(shown.view(np.uint8), self._net.flat.view(np.uint8)):
+                return parameters
+        return self._net.flat
+
+    def _show(self, flat):
+        """Lets the network show `flat` while training goes on from what it goes on from now."""
+        parameters = self._parameters()
+        if parameters is self._net.flat:
+            parameters = parameters.copy()
+        self._net.flat[...] = flat
+        self._continuation = (self._net.flat.copy(), parameters)
+
+    def _run_epoch(self, engine, data, order, workers, check_finite):
+        """An epoch, or the rest of one; whether it was completed. The network takes over what the engine reached."""
+        started = time.perf_counter()
+        n, n_batches = len(order), -(-len(order) // self._batch_size)
+        first, loss_sum, weight_sum, _ = self._partial or (0, 0.0, 0.0, n)
+        if self._shuffle:
+            engine.set_order(order, self._epoch)
+        if callable(self._optimizer.lr):
+            steps = range(self._updates, self._updates + n_batches - first)
+            rates = np.array([self._optimizer.lr_at(step) for step in steps])
+        else:
+            rates = np.full(n_batches - first, float(self._optimizer.lr))
+        engine.begin_epoch(order, rates, first, self._updates, loss_sum, weight_sum, check_finite)
+        if self._stopping:
+            engine.request_stop()
+        try:
+            outcome = self._run_with_python_loss(engine, data, order, workers) if callable(self._loss) \
+                else engine.run(workers)
+        except KeyboardInterrupt:
+            self._take_over(engine, n)
+            raise
+        if outcome == "bad input":
+            boundary.check_features_finite("X", data.X, data.features, self._net.dtype)
+            raise ValueError("X changed while it was read: it held a value that is not finite")
+        if outcome == "stopped":
+            self._take_over(engine, n)
+            if engine.error is not None:
+                raise engine.error
+            return False
+        if outcome == "diverged" or not engine.parameters_finite():
+            what = "loss" if outcome == "diverged" else "parameters"
+            batch = min(engine.next_batch, n_batches - 1)
+            raise DivergenceError(f"the {what} of epoch {self._epoch}, batch {batch} are not finite".replace(
+                "loss of", "losses of") + ": the network is as after the last epoch that was")
+        self._take_over(engine, None)
+        self._epoch += 1
+        history = self._history
+        mean = engine.loss_sum / engine.weight_sum if engine.weight_sum > 0 else 0.0
+        history.loss.append(mean + self._penalty())
+        history.val_loss.append(math.nan)
+        history.lr.append(float(rates[-1]))
+        history.seconds.append(time.perf_counter() - started)
+        return True
+
+    def _run_with_python_loss(self, engine, data, order, workers):
+        net = self._net
+        scores = np.empty((min(self._batch_size, len(order)), net.sizes[-1]), net.dtype)
+        while True:
+            outcome, n = engine.forward_batch(scores, workers)
+            if outcome != "paused":
+                return outcome
+            start = engine.next_batch * self._batch_size
+            value, dscores = boundary.loss_result(
+                self._loss(scores[:n].copy(), data.y[order[start : start + n]]), scores[:n])
+            if not (math.isfinite(value) and np.isfinite(dscores).all()):
+                return "diverged"
+            engine.backward_batch(dscores, value * n, workers)
+
+    def _take_over(self, engine, n_of_partial):
+        """The engine's parameters, velocity and position become the trainer's."""
+        optimizer = self._optimizer
+        self._continuation = None
+        engine.store(self._net.flat, self._velocity)
+        self._updates = engine.update_count
+        self._partial = None
+        if n_of_partial is not None and engine.next_batch > 0:
+            self._partial = (engine.next_batch, engine.loss_sum, engine.weight_sum, n_of_partial)
+        if optimizer.rule == "nesterov" and optimizer.l1 > 0:
+            # the sparse iterate; the product is rounded by itself, as in the step
+            ahead = self._net.flat + self._net.dtype.type(optimizer.momentum) * self._velocity
+            shown = self._net.copy()
+            for mine, theirs in zip(self._penalised(shown), self._penalised_of(ahead), strict=True):
+                mine[...] = theirs
+            self._show(shown.flat)
+
+    def _penalised(self, net):
+        """The arrays of the network that decay and are penalised."""
+        return [*net.weights, *(net.biases if self._optimizer.decay_bias else ())]
+
+    def _penalised_of(self, flat):
+        net = self._net.copy()
+        net.flat[...] = flat
+        return self._penalised(net)
+
+    def _penalty(self):
+        l1, l2 = self._optimizer.l1, self._optimizer.l2
+        if l1 == 0 and l2 == 0:
+            return 0.0
+        sums = [core(self._net.dtype).call_penalty(array.reshape(-1)) for array in self._penalised(self._net)]
+        return l1 * math.fsum(s[0] for s in sums) + l2 * math.fsum(s[1] for s in sums)
+
+    def _end_epoch(self, validation, watch, target_loss, callbacks, bar):
+        """Validation, the stopping rules and the callbacks; whether to stop."""
+        history = self._history
+        if validation is not None:
+            history.val_loss[-1] = self._evaluate(validation)
+        stop = False
+        if watch is not None:
+            stop |= watch.see(getattr(history, watch.rule.monitor)[-1], self._net.flat)
+        stop |= target_loss is not None and history.loss[-1] < target_loss
+        bar.update_losses(history)
+        for callback in callbacks:
+            answer = callback(self)
+            if answer is not None and answer is not True:
+                raise TypeError(f"a callback must return True to stop or None to go on, got {answer!r}")
+            stop |= answer is True
+        return stop
+
+    def _evaluate(self, data):
+        """The weighted mean loss over a data set."""
+        net, kernels = self._net, core(self._net.dtype)
+        n = data.features.n
+        if callable(self._loss):
+            return boundary.loss_result(self._loss(net.forward(data.X, self._n_threads), data.y), net.forward(data.X))[0]
+        total = 0.0
+        for start in range(0, n, ROWS_A_VALIDATION_CHUNK):
+            rows = slice(start, start + ROWS_A_VALIDATION_CHUNK)
+            scores = net.forward(data.X[rows], self._n_threads)
+            labels, targets, weight = (None if a is None else a[rows] for a in (data.labels, data.targets, data.weight))
+            losses = np.empty(len(scores), net.dtype)
+            kernels.call_loss(kernels.LOSSES[self._loss], scores, labels, targets, None, losses, np.empty_like(scores))
+            total += kernels.call_weighted_sum(losses, weight)
+        return total / (n if data.weight is None else kernels.call_weighted_sum(data.weight, None))
+
+    # -- checkpoints --------------------------------------------------------------------------------------------
+
+    def save(self, path):
+        """Writes everything that `fit` needs to go on with the same bits; callables are not stored.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written; an old one is as it was.
+        RuntimeError
+            A fit is running in another thread.
+        """
+        optimizer, watch, history = self._optimizer, self._watch, self._history
+        tensors = {"flat": self._net.flat, "velocity": self._velocity, "loss": history.loss,
+                   "val_loss": history.val_loss, "lr": history.lr, "seconds": history.seconds}
+        if self._continuation is not None:
+            tensors["shown"], tensors["parameters"] = self._continuation
+        if watch is not None:
+            tensors["best"] = watch.flat
+        description = {
+            "kind": "checkpoint",
+            "network": files.network_description(self._net),
+            "loss": None if callable(self._loss) else self._loss,
+            "optimizer": dataclasses.asdict(optimizer) | ({"lr": None} if callable(optimizer.lr) else {}),
+            "batch_size": self._batch_size, "shuffle": self._shuffle, "seed": self._seed,
+            "n_threads": self._n_threads, "epoch": self._epoch, "updates": self._updates, "partial": self._partial,
+            "watch": None if watch is None else dataclasses.asdict(watch.rule) | {
+                "best": watch.best, "waited": watch.waited},
+        }
+        files.write(path, {name: np.asarray(t) for name, t in tensors.items() if t is not None}, description)
+
+    @classmethod
+    def load(cls, path, loss=None, lr=None):
+        """The trainer that `save` wrote; its `fit` goes on with the same bits.
+
+        Parameters
+        ----------
+        path : path
+        loss, lr : callable, optional
+            To be passed again if they were callables; a passed one replaces a stored one.
+
+        Raises
+        ------
+        ModelFormatError
+            The file is not a checkpoint that this version can read.
+        ValueError
+            A callable that was in use is not passed.
+        """
+        tensors, description = files.read(path, "checkpoint")
+        loss = description.get("loss") if loss is None else loss
+        lr = description.get("optimizer", {}).get("lr") if lr is None else lr
+        for name, value in (("loss", loss), ("lr", lr)):
+            if value is None:
+                raise ValueError(f"{name} was a Python callable, which is not stored: pass it again as {name}=")
+        try:
+            net = files.network_from(MLP, description["network"], tensors["flat"])
+            trainer = cls(
+                net, loss=loss, optimizer=SGD(**description["optimizer"] | {"lr": lr}),
+                batch_size=description["batch_size"], shuffle=description["shuffle"], seed=description["seed"],
+                n_threads=description["n_threads"],
+            )
+            trainer._restore(tensors, description)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFormatError(f"{path} is not a checkpoint: {error}") from None
+        return trainer
+
+    def _restore(self, tensors, description):
+        self._epoch, self._updates = description["epoch"], description["updates"]
+        self._partial = None if description["partial"] is None else tuple(description["partial"])
+        for name in ("loss", "val_loss", "lr", "seconds"):
+            getattr(self._history, name).extend(tensors[name].tolist())
+        like_flat = {name: tensors[name] for name in ("velocity", "shown", "parameters", "best") if name in tensors}
+        for name, tensor in like_flat.items():
+            if tensor.shape != self._net.flat.shape or tensor.dtype != self._net.dtype:
+                raise ValueError(f"{name} has shape {tensor.shape} of {tensor.dtype}")
+        if self._velocity is not None:
+            self._velocity[...] = like_flat["velocity"]
+        if "shown" in like_flat:
+            self._continuation = (like_flat["shown"], like_flat["parameters"])
+        if description["watch"] is not None:
+            rule = dict(description["watch"])
+            best, waited = rule.pop("best"), rule.pop("waited")
+            self._watch = _Watch(EarlyStopping(**rule), best, waited, like_flat.get("best"))
+
+
+def _callables(name, values):
+    values = [values] if callable(values) else list(values)
+    for i, value in enumerate(values):
+        if not callable(value):
+            raise TypeError(f"{name}[{i}] must be callable, got {value!r}")
+    return values
+
+
+class _NoBar:
+    """In place of a progress bar."""
+
+    def update_losses(self, history):
+        pass
+
+    def close(self):
+        pass
+
+
+class _Bar:
+    """tqdm's bar over epochs, with the losses of the last one."""
+
+    def __init__(self, tqdm, epochs):
+        self._bar = tqdm(total=epochs, unit="epoch", file=sys.stderr)
+
+    def update_losses(self, history):
+        losses = {"loss": f"{history.loss[-1]:.4f}"}
+        if not math.isnan(history.val_loss[-1]):
+            losses["val_loss"] = f"{history.val_loss[-1]:.4f}"
+        self._bar.set_postfix(losses, refresh=False)
+        self._bar.update()
+
+    def close(self):
+        self._bar.close()
+
+
+def _progress_bar(wanted, epochs):
+    if not boundary.flag("progress", wanted):
+        return _NoBar()
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        warnings.warn("progress=True needs tqdm (the extra 'progress'): no bar is drawn", RuntimeWarning, stacklevel=3)
+        return _NoBar()
+    return _Bar(tqdm, epochs)
