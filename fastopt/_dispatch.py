@@ -3,7 +3,13 @@
 import importlib
 import os
 
-from . import _cpu
+try:
+    from . import _cpu
+except ImportError as error:
+    raise ImportError(
+        "fastopt's compiled modules are not here: this is its source tree. Install it with `pip install -e .`, or "
+        "import the installed package from another folder"
+    ) from error
 
 #: The paths, best last; a wheel for another architecture than x86-64 has the baseline alone.
 PATHS = ("baseline", "avx2", "avx512")

@@ -87,7 +87,9 @@ def check_gradient(fun, x, *, step=None, rtol=1e-6):
             raise ValueError(f"step = {step!r} is lost in the rounding of x{list(index)} = {point[index]}")
         numeric[index] = (above - below) / width
         rounding[index] = 4 * epsilon * max(abs(above), abs(below), abs(value)) / width
-    scale = np.maximum(np.maximum(np.abs(analytic), np.abs(numeric)), np.maximum(rounding / rtol, np.finfo(float).tiny))
+    scale = np.maximum.reduce([np.abs(analytic), np.abs(numeric), rounding / rtol])
+    scale = np.maximum(scale, np.finfo(float).tiny)
     error = np.abs(analytic - numeric) / scale
     worst = np.unravel_index(int(np.argmax(error)), error.shape)
-    return GradientReport(bool(error[worst] <= rtol), float(error[worst]), tuple(int(i) for i in worst), analytic, numeric)
+    index = tuple(int(i) for i in worst)
+    return GradientReport(bool(error[worst] <= rtol), float(error[worst]), index, analytic, numeric)

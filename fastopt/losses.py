@@ -233,7 +233,9 @@ def mse(pred, target, *, sample_weight=None, reduction="mean"):
 def mae(pred, target, *, sample_weight=None, reduction="mean"):
     r"""The mean absolute error.
 
-    .. math:: l_i = \frac1m \sum_j |p_{ij} - t_{ij}|, \qquad \partial l_i / \partial p_{ij} = \mathrm{sign}(p_{ij} - t_{ij}) / m
+    .. math::
+        l_i = \frac1m \sum_j |p_{ij} - t_{ij}|, \qquad
+        \partial l_i / \partial p_{ij} = \mathrm{sign}(p_{ij} - t_{ij}) / m
 
     The subgradient is 0 at 0.
 

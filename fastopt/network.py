@@ -8,7 +8,7 @@ import numpy as np
 from . import boundary, files, losses
 from ._dispatch import core
 
-#: Standard deviations are those of Glorot & Bengio 2010 and of He et al. 2015; a uniform law on [-a, a] has a / sqrt(3).
+#: Bounds of uniform and standard deviations of normal laws: Glorot & Bengio 2010, He et al. 2015.
 INITS = {
     "glorot_uniform": lambda n_in, n_out: math.sqrt(6 / (n_in + n_out)),
     "glorot_normal": lambda n_in, n_out: math.sqrt(2 / (n_in + n_out)),
@@ -101,7 +101,8 @@ class MLP:
     n_parameters = property(lambda self: self._flat.size, doc="How many numbers the network has.")
 
     def __repr__(self):
-        return f"MLP({list(self._sizes)}, activation={self._activation!r}, dropout={self._dropout}, dtype='{self._dtype}')"
+        return (f"MLP({list(self._sizes)}, activation={self._activation!r}, dropout={self._dropout}, "
+                f"dtype='{self._dtype}')")
 
     def activation_codes(self):
         """The kernels' number of each layer's activation."""

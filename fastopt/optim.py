@@ -307,7 +307,7 @@ class SGD:
 
 def _arrays(name, params):
     """(name, array) of each array of a network, a list, or of one array."""
-    if hasattr(params, "weights") and hasattr(params, "biases"):
+    if hasattr(params, "weights"):
         pairs = zip(params.weights, params.biases, strict=True)
         return [
             (f"{kind}[{i}]", array)
@@ -323,9 +323,10 @@ def _arrays(name, params):
 
 def _gradients(params, grads, arrays):
     """(name, gradient) for each of the arrays; a network's flat gradient is cut like its buffer."""
-    if not hasattr(params, "flat") or not isinstance(grads, np.ndarray):
+    if not hasattr(params, "weights") or not isinstance(grads, np.ndarray):
         return _arrays("grads", grads)
     flat = boundary.data("grads", grads, params.flat.shape, params.flat.dtype)
     ends = np.cumsum([array.size for _, array in arrays])
     pieces = np.split(flat, ends[:-1])
-    return [(f"grads of {name}", piece.reshape(array.shape)) for (name, array), piece in zip(arrays, pieces, strict=True)]
+    return [(f"grads of {name}", piece.reshape(array.shape))
+            for (name, array), piece in zip(arrays, pieces, strict=True)]

@@ -368,7 +368,8 @@ class Trainer:
     `net` shows θ = W + γ V between epochs. `n_threads` is ignored.
 
     `history` has one entry an epoch: `loss` (of the samples as seen, plus the penalty at the end), `val_loss`
-    (nan without validation data) and `lr` (of the last step).
+    (nan without validation data) and `lr` (of the last step). Training goes on from the last epoch where
+    `restore_best` showed a better one, and an equal early-stopping rule goes on counting unless it had stopped.
     """
 
     def __init__(self, net, *, loss, optimizer, batch_size=32, shuffle=True, seed=None, n_threads=None):
@@ -377,6 +378,8 @@ class Trainer:
         self.seed = (np.random.SeedSequence().entropy if seed is None else int(seed)) & _MASK
         self.velocity = [np.zeros_like(p) for p in self.net.params]
         self.step, self.epoch, self.history = 0, 0, SimpleNamespace(loss=[], val_loss=[], lr=[])
+        self._watch = None  # the early-stopping rule, its best value and parameters, the epochs waited
+        self._continuation = None  # the parameters shown, and those to go on from
         self._penalised = [True, bool(optimizer.decay_bias)] * len(self.net.weights)
 
     def fit(self, X, y, *, epochs, sample_weight=None, validation_data=None,
@@ -389,6 +392,12 @@ class Trainer:
         if len(X) == 0 or not w.sum() > 0.0:
             raise ValueError("expected at least one sample of positive weight")
         best, best_flat, waited = np.inf, None, 0
+        if self._watch is not None and self._watch[0] == early_stopping:
+            _, best, best_flat, waited = self._watch
+            waited = 0 if waited >= early_stopping.patience else waited
+        if self._continuation is not None and np.array_equal(self._continuation[0], self.net.flat):
+            self.net.flat[:] = self._continuation[1]
+        self._continuation = None
         try:
             for _ in range(epochs):
                 loss, lr = self._epoch(X, y, w)
@@ -411,7 +420,9 @@ class Trainer:
                 if stop:
                     break
         finally:
+            self._watch = None if early_stopping is None else (early_stopping, best, best_flat, waited)
             if best_flat is not None and early_stopping.restore_best:
+                self._continuation = (best_flat, self.net.flat.copy())
                 self.net.flat[:] = best_flat
         return self.history
 

@@ -391,8 +391,10 @@ class Trainer:
         if self._stopping:
             engine.request_stop()
         try:
-            outcome = self._run_with_python_loss(engine, data, order, workers) if callable(self._loss) \
-                else engine.run(workers)
+            if callable(self._loss):
+                outcome = self._run_with_python_loss(engine, data, order, workers)
+            else:
+                outcome = engine.run(workers)
         except KeyboardInterrupt:
             self._take_over(engine, n)
             raise
@@ -405,10 +407,10 @@ class Trainer:
                 raise engine.error
             return False
         if outcome == "diverged" or not engine.parameters_finite():
-            what = "loss" if outcome == "diverged" else "parameters"
+            what = "the loss is" if outcome == "diverged" else "the parameters are"
             batch = min(engine.next_batch, n_batches - 1)
-            raise DivergenceError(f"the {what} of epoch {self._epoch}, batch {batch} are not finite".replace(
-                "loss of", "losses of") + ": the network is as after the last epoch that was")
+            raise DivergenceError(f"epoch {self._epoch}, batch {batch}: {what} not finite; the network is as after the "
+                                  f"last epoch that was finite")
         self._take_over(engine, None)
         self._epoch += 1
         history = self._history
@@ -443,27 +445,15 @@ class Trainer:
         if n_of_partial is not None and engine.next_batch > 0:
             self._partial = (engine.next_batch, engine.loss_sum, engine.weight_sum, n_of_partial)
         if optimizer.rule == "nesterov" and optimizer.l1 > 0:
-            # the sparse iterate; the product is rounded by itself, as in the step
-            ahead = self._net.flat + self._net.dtype.type(optimizer.momentum) * self._velocity
-            shown = self._net.copy()
-            for mine, theirs in zip(self._penalised(shown), self._penalised_of(ahead), strict=True):
-                mine[...] = theirs
-            self._show(shown.flat)
-
-    def _penalised(self, net):
-        """The arrays of the network that decay and are penalised."""
-        return [*net.weights, *(net.biases if self._optimizer.decay_bias else ())]
-
-    def _penalised_of(self, flat):
-        net = self._net.copy()
-        net.flat[...] = flat
-        return self._penalised(net)
+            # theta = W + mV, whose zeros are exact: the product is rounded by itself, as in the step
+            self._show(self._net.flat + self._net.dtype.type(optimizer.momentum) * self._velocity)
 
     def _penalty(self):
         l1, l2 = self._optimizer.l1, self._optimizer.l2
         if l1 == 0 and l2 == 0:
             return 0.0
-        sums = [core(self._net.dtype).call_penalty(array.reshape(-1)) for array in self._penalised(self._net)]
+        arrays = [*self._net.weights, *(self._net.biases if self._optimizer.decay_bias else ())]
+        sums = [core(self._net.dtype).call_penalty(array.reshape(-1)) for array in arrays]
         return l1 * math.fsum(s[0] for s in sums) + l2 * math.fsum(s[1] for s in sums)
 
     def _end_epoch(self, validation, watch, target_loss, callbacks, bar):
@@ -488,7 +478,8 @@ class Trainer:
         net, kernels = self._net, core(self._net.dtype)
         n = data.features.n
         if callable(self._loss):
-            return boundary.loss_result(self._loss(net.forward(data.X, self._n_threads), data.y), net.forward(data.X))[0]
+            scores = net.forward(data.X, self._n_threads)
+            return boundary.loss_result(self._loss(scores.copy(), data.y), scores)[0]
         total = 0.0
         for start in range(0, n, ROWS_A_VALIDATION_CHUNK):
             rows = slice(start, start + ROWS_A_VALIDATION_CHUNK)

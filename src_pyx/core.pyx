@@ -47,6 +47,7 @@ cdef extern from "simd.h" nogil:
     void vtranspose(vec* rows)
     float half_to_float(uint16_t h)
     uint64_t multiply_high(uint64_t a, uint64_t b)
+    void prefetch(const char* p, Py_ssize_t n)
     int64_t atomic_read(const int64_t* p)
     void atomic_write(int64_t* p, int64_t value)
     int64_t atomic_subtract(int64_t* p, int64_t value)

@@ -13,6 +13,7 @@ cdef inline INLINED tile(bint by_column, int m, int nv, const real** rows, Py_ss
     cdef vec acc[MR][2]
     cdef vec lanes[2]
     cdef vec a
+    cdef const real* column = NULL
     cdef int i, v
     cdef Py_ssize_t k
     if start == NULL:
@@ -27,8 +28,10 @@ cdef inline INLINED tile(bint by_column, int m, int nv, const real** rows, Py_ss
         for v in range(nv):
             lanes[v] = vload(b + v * VL)
         b += ldb
+        if by_column:
+            column = rows[k] + offset
         for i in range(m):
-            a = vset(rows[k][offset + i] if by_column else rows[i][offset + k])
+            a = vset(column[i] if by_column else rows[i][offset + k])
             for v in range(nv):
                 acc[i][v] = vfma(a, lanes[v], acc[i][v])
     for i in range(m):
@@ -36,28 +39,50 @@ cdef inline INLINED tile(bint by_column, int m, int nv, const real** rows, Py_ss
             vstore(out + i * ldo + v * VL, acc[i][v])
 
 
+cdef inline INLINED tile_of_height(int height, bint by_column, int nv, const real** rows, Py_ssize_t offset,
+                                   Py_ssize_t length, const real* b, Py_ssize_t ldb, const real* start,
+                                   Py_ssize_t lds, real* out, Py_ssize_t ldo) noexcept nogil:
+    # one compiled tile a height, so that its accumulators are registers; no height passes MR
+    if height == 14:
+        tile(by_column, min(14, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+    elif height == 13:
+        tile(by_column, min(13, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+    elif height == 12:
+        tile(by_column, min(12, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+    elif height == 11:
+        tile(by_column, min(11, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+    elif height == 10:
+        tile(by_column, min(10, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+    elif height == 9:
+        tile(by_column, min(9, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+    elif height == 8:
+        tile(by_column, min(8, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+    elif height == 7:
+        tile(by_column, min(7, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+    elif height == 6:
+        tile(by_column, min(6, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+    elif height == 5:
+        tile(by_column, min(5, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+    elif height == 4:
+        tile(by_column, 4, nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+    elif height == 3:
+        tile(by_column, 3, nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+    elif height == 2:
+        tile(by_column, 2, nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+    else:
+        tile(by_column, 1, nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+
+
 cdef inline INLINED tiles(bint by_column, int nv, Py_ssize_t m, const real** rows, Py_ssize_t offset,
                           Py_ssize_t length, const real* b, Py_ssize_t ldb, const real* start, Py_ssize_t lds,
                           real* out, Py_ssize_t ldo) noexcept nogil:
-    # the tallest tile that fits, down to one row; each height is compiled with its accumulators in registers
-    cdef Py_ssize_t height
-    while m > 0:
-        if m >= MR:
-            height = MR
-            tile(by_column, MR, nv, rows, offset, length, b, ldb, start, lds, out, ldo)
-        elif MR > 8 and m >= 8:
-            height = 8
-            tile(by_column, 8 if MR > 8 else 1, nv, rows, offset, length, b, ldb, start, lds, out, ldo)
-        elif m >= 4:
-            height = 4
-            tile(by_column, 4, nv, rows, offset, length, b, ldb, start, lds, out, ldo)
-        elif m >= 2:
-            height = 2
-            tile(by_column, 2, nv, rows, offset, length, b, ldb, start, lds, out, ldo)
-        else:
-            height = 1
-            tile(by_column, 1, nv, rows, offset, length, b, ldb, start, lds, out, ldo)
-        m -= height
+    # as few tiles as hold m rows, of heights that differ by one at most
+    cdef Py_ssize_t n_tiles = (m + MR - 1) // MR
+    cdef Py_ssize_t i
+    cdef int height
+    for i in range(n_tiles):
+        height = <int> ((m * (i + 1)) // n_tiles - m * i // n_tiles)
+        tile_of_height(height, by_column, nv, rows, offset, length, b, ldb, start, lds, out, ldo)
         if by_column:
             offset += height
         else:

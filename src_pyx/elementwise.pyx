@@ -106,16 +106,18 @@ cdef void activation_forward(int activation, real* values, Py_ssize_t n) noexcep
 
 
 cdef api void activation_backward(int activation, const real* output, const real* doutput, real* dscores,
-                              Py_ssize_t n) noexcept nogil:
+                                  Py_ssize_t n) noexcept nogil:
     """dscores = doutput * activation'(scores); doutput and dscores may be the same memory."""
     cdef Py_ssize_t i = 0, part
+    cdef vec derivative
     while i < n:
         part = n - i
         if part >= VL:
-            vstore(dscores + i, vload(doutput + i) * activation_derivative(activation, vload(output + i)))
+            derivative = activation_derivative(activation, vload(output + i))
+            vstore(dscores + i, vload(doutput + i) * derivative)
         else:
-            vstore_part(dscores + i, vload_part(doutput + i, part, 0)
-                        * activation_derivative(activation, vload_part(output + i, part, 0)), part)
+            derivative = activation_derivative(activation, vload_part(output + i, part, 0))
+            vstore_part(dscores + i, vload_part(doutput + i, part, 0) * derivative, part)
         i += VL
 
 
@@ -168,27 +170,27 @@ cdef void convert_row(char kind, real* to, const char* source, Py_ssize_t stride
     """n values of the dtype with NumPy's character `kind`, `stride` bytes apart, aligned or not, as `real`."""
     cdef uint16_t half
     cdef Py_ssize_t i
-    if kind == b"f":
+    if kind == c'f':
         convert(<float> 0, to, source, stride, n)
-    elif kind == b"d":
+    elif kind == c'd':
         convert(<double> 0, to, source, stride, n)
-    elif kind == b"e":
+    elif kind == c'e':
         for i in range(n):
             memcpy(&half, source + i * stride, 2)
             to[i] = half_to_float(half)
-    elif kind == b"B" or kind == b"?":
+    elif kind == c'B' or kind == c'?':
         convert(<uint8_t> 0, to, source, stride, n)
-    elif kind == b"b":
+    elif kind == c'b':
         convert(<int8_t> 0, to, source, stride, n)
-    elif kind == b"h":
+    elif kind == c'h':
         convert(<int16_t> 0, to, source, stride, n)
-    elif kind == b"H":
+    elif kind == c'H':
         convert(<uint16_t> 0, to, source, stride, n)
-    elif kind == b"i":
+    elif kind == c'i':
         convert(<int32_t> 0, to, source, stride, n)
-    elif kind == b"I":
+    elif kind == c'I':
         convert(<uint32_t> 0, to, source, stride, n)
-    elif kind == b"l" or kind == b"q":
+    elif kind == c'l' or kind == c'q':
         convert(<int64_t> 0, to, source, stride, n)
     else:
         convert(<uint64_t> 0, to, source, stride, n)
@@ -226,7 +228,7 @@ cdef class Features:
         self.n, self.width = array.shape
         self.kind = ord(array.dtype.char)
         self.direct = (
-            self.kind == (b"d" if MANTISSA == 52 else b"f")
+            self.kind == (c'd' if MANTISSA == 52 else c'f')
             and (self.width == 1 or self.buffer.strides[1] == sizeof(real))
             and array.flags.aligned
         )
@@ -242,6 +244,10 @@ cdef class Features:
             return <const real*> source
         convert_row(self.kind, converted, source, self.buffer.strides[1], self.width)
         return converted
+
+    cdef inline void prefetch_row(self, Py_ssize_t i) noexcept nogil:
+        if self.direct:
+            prefetch(<const char*> self.buffer.buf + i * self.buffer.strides[0], self.width * sizeof(real))
 
     cdef bint copy_finite(self, Py_ssize_t start, Py_ssize_t stop, real* out) noexcept nogil:
         """Rows start .. stop-1 into `out`; whether all are finite."""

@@ -292,6 +292,9 @@ cdef class Engine:
     cdef void gather_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
         cdef Py_ssize_t r, i, ld = padded(self.features.width), width = self.layers[self.n_layers - 1].n_out
         cdef const real* row
+        # the rows of the unit that follows, while this one computes
+        for r in range(self.start + r1, min(self.start + r1 + self.row_block, self.features.n)):
+            self.features.prefetch_row(self.order[r])
         for r in range(r0, r1):
             i = self.order[self.start + r]
             row = self.features.row(i, self.gathered + r * ld if self.gathered != NULL else NULL)
@@ -356,7 +359,8 @@ cdef class Engine:
                     activation_backward(below.activation, below.active + r * below.ld, below.doutput + r * below.ld,
                                         below.doutput + r * below.ld, below.n_out)
 
-    cdef void input_gradient(self, Layer* layer, Py_ssize_t r, Py_ssize_t n, real* dinput, Py_ssize_t ld) noexcept nogil:
+    cdef void input_gradient(self, Layer* layer, Py_ssize_t r, Py_ssize_t n, real* dinput,
+                             Py_ssize_t ld) noexcept nogil:
         """dinput[r:r+n] = doutput[r:r+n] @ weight for at most two vectors of rows, which are the lanes"""
         cdef real dinput_t[INPUTS_A_UNIT * 2 * MAX_VL]
         cdef const real* rows[INPUTS_A_UNIT]
@@ -507,7 +511,6 @@ cdef class Engine:
 
     cdef void run_phases(self, int n_threads) noexcept nogil:
         """Phases from the one set until the outcome is known."""
-        cdef int thread
         self.n_threads = n_threads
         atomic_write(self.finished, 0)
         self.publish(atomic_read(self.word) >> PHASE_SHIFT)

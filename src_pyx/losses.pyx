@@ -197,16 +197,16 @@ cdef inline INLINED element_rows(int loss, const real* pred, const real* target,
                                  real* dpred, Py_ssize_t n, Py_ssize_t m) noexcept nogil:
     """Row i's loss is the mean of its m element losses."""
     cdef vec sums[MAX_SUM_VECTORS]
-    cdef vec p, l, d, f
+    cdef vec p, loss_of, d, f
     cdef Py_ssize_t i, j
     cdef int lane
     if m == 1:
         # a sample a lane
         for i from 0 <= i < n by VL:
             p = load_up_to(pred + i, n - i, 0)
-            l = element_loss(loss, p, load_up_to(target + i, n - i, 0), &d)
+            loss_of = element_loss(loss, p, load_up_to(target + i, n - i, 0), &d)
             f = load_up_to(factor + i, n - i, 0) if factor != NULL else vset(1)
-            store_up_to(losses + i, vfma(p, vset(0), l), n - i)
+            store_up_to(losses + i, vfma(p, vset(0), loss_of), n - i)
             store_up_to(dpred + i, f * d, n - i)
         return
     for i in range(n):
@@ -215,12 +215,12 @@ cdef inline INLINED element_rows(int loss, const real* pred, const real* target,
         lane = 0
         for j from 0 <= j < m by VL:
             p = load_up_to(pred + i * m + j, m - j, 0)
-            l = element_loss(loss, p, load_up_to(target + i * m + j, m - j, 0), &d)
-            l = vfma(p, vset(0), l)
-            store_up_to(dpred + i * m + j, l, m - j)
+            loss_of = element_loss(loss, p, load_up_to(target + i * m + j, m - j, 0), &d)
+            loss_of = vfma(p, vset(0), loss_of)
+            store_up_to(dpred + i * m + j, loss_of, m - j)
             if m - j < VL:
-                l = vload_part(dpred + i * m + j, m - j, 0)
-            sums[lane] = sums[lane] + l
+                loss_of = vload_part(dpred + i * m + j, m - j, 0)
+            sums[lane] = sums[lane] + loss_of
             store_up_to(dpred + i * m + j, f * d, m - j)
             lane = (lane + 1) % (SUM_LANES // VL)
         losses[i] = sum_lanes(sums) / <real> m

@@ -14,7 +14,7 @@ cdef struct Network:
 
 cdef bint forward_chunk(const Network* network, Features features, Py_ssize_t start, Py_ssize_t n,
                         real* workspace, real* out) noexcept nogil:
-    """out = the scores of rows start .. start+n-1; whether those rows are finite. Workspace: 2 n values of the widest."""
+    """out = the scores of rows start .. start+n-1; whether those rows are finite. Workspace: 2 n of the widest."""
     cdef real* x = workspace
     cdef real* h = workspace + n * network.widest
     cdef const real* flat = network.flat

@@ -175,6 +175,11 @@ static inline float half_to_float(uint16_t h) {
 /* (a * b) >> 64 */
 static inline uint64_t multiply_high(uint64_t a, uint64_t b) { return (uint64_t)(((unsigned __int128)a * b) >> 64); }
 
+/* Asks for the lines of n bytes to come into the second-level cache. */
+static inline void prefetch(const char *p, Py_ssize_t n) {
+    for (Py_ssize_t i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
 static inline int64_t atomic_read(const int64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void atomic_write(int64_t *p, int64_t value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
 static inline int64_t atomic_subtract(int64_t *p, int64_t value) { return __atomic_sub_fetch(p, value, __ATOMIC_ACQ_REL); }

@@ -1,0 +1,39 @@
+"""Every Python block of the README and of docs/ runs as printed: one namespace a file, top to bottom."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_blocks_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text, namespace, left_out = path.read_text(encoding="utf-8"), {"__name__": "docs"}, 0
+    for match in BLOCK.finditer(text):
+        if "matplotlib" in match[1] and not HAS_MATPLOTLIB:
+            left_out += 1
+            continue
+        above = "\n" * text.count("\n", 0, match.start(1))  # tracebacks show the line of the page
+        exec(compile(above + match[1], str(path), "exec"), namespace)
+    if left_out:
+        pytest.skip(f"matplotlib is not installed: {left_out} block left out, the others ran")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    text = FENCED.sub("", path.read_text(encoding="utf-8"))
+    targets = [link for link in LINK.findall(text) if "://" not in link]
+    assert [link for link in targets if not (path.parent / link).exists()] == []
+
+
+def test_blocks_are_found():
+    assert len(BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))) >= 8
