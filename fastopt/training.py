@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-import secrets
+import os
 import sys
 import threading
 import time
@@ -187,7 +187,7 @@ class Trainer:
         self._net, self._loss, self._optimizer = net, loss, optimizer
         self._batch_size = boundary.integer("batch_size", batch_size, 1)
         self._shuffle = boundary.flag("shuffle", shuffle)
-        self._seed = secrets.randbits(64) if seed is None else boundary.integer("seed", seed, 0, 2**64 - 1)
+        self._seed = int.from_bytes(os.urandom(8)) if seed is None else boundary.integer("seed", seed, 0, 2**64 - 1)
         self._n_threads = None if n_threads is None else boundary.integer("n_threads", n_threads, 1)
         self._history = History()
         self._epoch = self._updates = 0
@@ -198,6 +198,7 @@ class Trainer:
         self._continuation = None
         self._watch = None
         self._lock = threading.Lock()
+        self._fitting_thread = None
         self._engine = None
         self._stopping = False
 
@@ -252,6 +253,7 @@ class Trainer:
         """
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("a fit of this trainer is already running")
+        self._fitting_thread = threading.get_ident()
         try:
             epochs = boundary.integer("epochs", epochs, 0)
             if target_loss is not None:
@@ -270,7 +272,7 @@ class Trainer:
                 bar = stack.enter_context(contextlib.closing(_progress_bar(progress, epochs)))
                 self._fit(data, epochs, validation, watch, target_loss, callbacks, bar)
         finally:
-            self._engine = None
+            self._engine = self._fitting_thread = None
             self._stopping = False
             self._lock.release()
         return self._history
@@ -495,6 +497,8 @@ class Trainer:
     def save(self, path):
         """Writes everything that `fit` needs to go on with the same bits; callables are not stored.
 
+        A callback may save: the state is that of the end of the epoch.
+
         Raises
         ------
         OSError
@@ -502,6 +506,8 @@ class Trainer:
         RuntimeError
             A fit is running in another thread.
         """
+        if self._fitting_thread not in (None, threading.get_ident()):
+            raise RuntimeError("a fit is running in another thread: save from a callback, or stop it first")
         optimizer, watch, history = self._optimizer, self._watch, self._history
         tensors = {"flat": self._net.flat, "velocity": self._velocity, "loss": history.loss,
                    "val_loss": history.val_loss, "lr": history.lr, "seconds": history.seconds}

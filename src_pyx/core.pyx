@@ -52,7 +52,7 @@ cdef extern from "simd.h" nogil:
     void atomic_write(int64_t* p, int64_t value)
     int64_t atomic_subtract(int64_t* p, int64_t value)
     int atomic_swap_if(int64_t* p, int64_t expected, int64_t value)
-    void spin_pause()
+    void spin(Py_ssize_t waits)
 
 include "elementwise.pyx"
 include "random.pyx"

@@ -472,13 +472,16 @@ cdef class Engine:
 
     cdef void work(self, bint is_caller) noexcept nogil:
         cdef int64_t word, left, share, unit
+        cdef Py_ssize_t waits = 0
         while not atomic_read(self.finished):
             word = atomic_read(self.word)
             left = word & UNITS_MASK
             share = (left + self.n_threads - 1) // self.n_threads
             if left == 0 or not atomic_swap_if(self.word, word, word - share):
-                spin_pause()
+                spin(waits)
+                waits += 1
                 continue
+            waits = 0
             for unit in range(left - share, left):
                 self.run_unit(unit)
             if is_caller:

@@ -6,6 +6,7 @@
 #ifndef FASTOPT_SIMD_H
 #define FASTOPT_SIMD_H
 
+#include <sched.h>
 #include <stdint.h>
 #include <string.h>
 #if defined(__x86_64__)
@@ -186,7 +187,9 @@ static inline int64_t atomic_subtract(int64_t *p, int64_t value) { return __atom
 static inline int atomic_swap_if(int64_t *p, int64_t expected, int64_t value) {
     return __atomic_compare_exchange_n(p, &expected, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
-static inline void spin_pause(void) {
+/* Waits a moment; after many, lets another thread have the processor. */
+static inline void spin(Py_ssize_t waits) {
+    if (waits % 256 == 255) sched_yield();
 #if defined(__x86_64__)
     _mm_pause();
 #endif
