@@ -31,7 +31,10 @@ def number(name, value, *, least=-math.inf, above=-math.inf, below=math.inf):
     """A finite real number with least <= value, above < value < below."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {_show(value)}")
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
     if not (math.isfinite(result) and result >= least and above < result < below):
         limits = [f">= {least:g}"] * (least > -math.inf)
         limits += [f"> {above:g}"] * (above > -math.inf) + [f"< {below:g}"] * (below < math.inf)
@@ -41,9 +44,20 @@ def number(name, value, *, least=-math.inf, above=-math.inf, below=math.inf):
 
 def fits(name, value, dtype):
     """A number that stays finite in the dtype."""
-    if abs(value) > np.finfo(dtype).max:
+    if abs(value) > float(np.finfo(dtype).max):
         raise ValueError(f"{name} = {value!r} does not fit {np.dtype(dtype).name}")
     return value
+
+
+def one_number(name, value):
+    """A real number, finite or not, that may come as an array of one entry."""
+    if np.size(value) != 1:
+        raise ValueError(f"{name} must be one number, got shape {np.shape(value)}")
+    if isinstance(value, np.ndarray):
+        value = value.item()
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a real number, got {_show(value)}")
+    return float(value)
 
 
 def integer(name, value, least, most=None):
@@ -59,6 +73,18 @@ def flag(name, value):
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {_show(value)}")
     return bool(value)
+
+
+def dtype(value):
+    """float32 or float64, given as NumPy takes dtypes."""
+    try:
+        found = None if value is None else np.dtype(value)
+    except TypeError:
+        found = None
+    if found not in (np.float32, np.float64):
+        shown = value if found is None else found.name if found.isnative else found.str
+        raise ValueError(f"dtype must be one of 'float32', 'float64', got {_show(shown)}")
+    return found
 
 
 def choice(name, value, allowed):
@@ -124,14 +150,29 @@ def _shape_text(shape):
     return str(tuple("n" if size is None else size for size in shape)).replace("'", "")
 
 
-def real_array(name, value):
-    """An array of real numbers (bool, integer or floating), as it is."""
+def _check_unmasked(name, value):
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it first")
+
+
+def _check_ndarray(name, value):
+    _check_unmasked(name, value)
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
+
+
+def rectangular(name, value):
+    """Any array."""
     try:
-        array = np.asarray(value)
+        return np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{name} must be a rectangular array: {error}") from None
+
+
+def real_array(name, value):
+    """An array of real numbers (bool, integer or floating), as it is."""
+    _check_unmasked(name, value)
+    array = rectangular(name, value)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
     return array
@@ -146,8 +187,8 @@ def _check_shape(name, array, shape):
 
 
 def float_dtype(array):
-    """The dtype an array decides: its own if float32, else float64."""
-    return np.dtype(np.float32 if array.dtype == np.float32 else np.float64)
+    """The dtype an array decides: float32 if it is that in any byte order, else float64."""
+    return np.dtype(np.float32 if array.dtype.newbyteorder("=") == np.float32 else np.float64)
 
 
 def first_nonfinite(name, original, dtype, row_offset=0):
@@ -168,7 +209,7 @@ def data(name, value, shape, dtype=None):
     _check_shape(name, original, shape)
     dtype = dtype or float_dtype(original)
     with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(original, dtype)
+        array = np.asarray(original, dtype, order="C")
     if not core(dtype).call_all_finite(array.reshape(-1)):
         raise first_nonfinite(name, original, dtype)
     return array
@@ -176,8 +217,7 @@ def data(name, value, shape, dtype=None):
 
 def output(name, value, shape, dtype, inputs):
     """A writable C-contiguous array of exactly that shape and dtype that overlaps no input."""
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
+    _check_ndarray(name, value)
     if value.dtype != dtype:
         raise ValueError(f"{name} must be {np.dtype(dtype).name}, got {value.dtype}")
     if value.shape != tuple(shape):
@@ -186,23 +226,28 @@ def output(name, value, shape, dtype, inputs):
         raise ValueError(f"{name} must be C-contiguous and aligned, got strides {value.strides}")
     if not value.flags.writeable:
         raise ValueError(f"{name} must be writable, got a read-only array")
-    for other_name, other in inputs.items():
-        if isinstance(other, np.ndarray) and np.may_share_memory(value, other) and _shares_memory(value, other):
-            raise ValueError(f"{name} must not overlap {other_name}")
+    check_apart({name: value}, inputs)
     return value
+
+
+def check_apart(outputs, inputs):
+    """That no output shares memory with an input; None and lists are nobody's memory."""
+    for name, out in outputs.items():
+        for other_name, other in inputs.items():
+            if other is not None and not isinstance(other, (list, tuple)) and _shares_memory(out, np.asarray(other)):
+                raise ValueError(f"{name} must not overlap {other_name}")
 
 
 def _shares_memory(a, b):
     try:
-        return np.shares_memory(a, b, max_work=10_000)
+        return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=10_000)
     except np.exceptions.TooHardError:
         return True  # bounds overlap and nothing cheap shows that elements do not
 
 
 def parameter(name, value):
     """An array that is updated in place: float32 or float64, C-contiguous, writable, not empty."""
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
+    _check_ndarray(name, value)
     if value.dtype not in (np.float32, np.float64):
         raise ValueError(f"{name} must be float32 or float64, got {value.dtype}")
     if value.size == 0:
@@ -234,8 +279,11 @@ def _bad_label(name, array, ok, allowed):
 
 
 def labels(name, value, n, n_classes):
-    """(n,) labels 0 .. n_classes-1 as int64; for one class of two, -1 or 1."""
-    array = real_array(name, value)
+    """(n,) labels 0 .. n_classes-1 as int64, or for one column of scores -1 and 1; always a copy.
+
+    The kernels index memory by them: nobody else may hold the array that was checked.
+    """
+    array = real_array(name, value).copy()
     if array.dtype.kind == "b":
         raise TypeError(f"{name} must hold integer labels, got dtype bool")
     _check_shape(name, array, (n,))
@@ -336,8 +384,8 @@ def loss_result(result, scores):
         value, dscores = result
     except (TypeError, ValueError):
         raise TypeError(f"loss must return (value, dscores), got {_show(result)}") from None
-    if np.ndim(value) != 0:
-        raise ValueError(f"the value of loss must be one number, got shape {np.shape(value)}")
+    value = one_number("the value of loss", value)
     dscores = real_array("dscores of loss", dscores)
     _check_shape("dscores of loss", dscores, scores.shape)
-    return float(value), np.ascontiguousarray(dscores, scores.dtype)
+    with np.errstate(over="ignore"):
+        return value, np.ascontiguousarray(dscores, scores.dtype)

@@ -1,9 +1,11 @@
 """Model and checkpoint files: safetensors, the description as JSON in the metadata, no pickle.
 
 A file is written beside its final name, flushed to the disk and renamed, so that a reader sees the old file or the
-new one.
+new one. Its metadata hold a checksum over every byte.
 """
 
+import contextlib
+import itertools
 import json
 import os
 import tempfile
@@ -16,15 +18,14 @@ from . import boundary
 from .errors import ModelFormatError
 
 FORMAT = 1
+CHECKSUM = b'"sha256":"'
+BLANK = "0" * 64
 
 
 def write(path, tensors, description):
     """Tensors and a description of JSON values, atomically."""
     path = os.path.abspath(os.fspath(path))
-    content = safetensors.numpy.save(
-        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
-        {"format": str(FORMAT), "fastopt": json.dumps(description)},
-    )
+    content = signed(tensors, {"format": str(FORMAT), "fastopt": json.dumps(description)})
     folder = os.path.dirname(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".part", dir=folder)
     try:
@@ -44,31 +45,59 @@ def write(path, tensors, description):
         os.close(directory)
 
 
+def signed(tensors, metadata):
+    """The file's bytes, with the SHA-256 of all of them, taken over a blank one, in the metadata."""
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    content = bytearray(safetensors.numpy.save(tensors, metadata | {"sha256": BLANK}))
+    at = content.index(CHECKSUM) + len(CHECKSUM)
+    content[at : at + len(BLANK)] = _sha256(content, at).encode()
+    return bytes(content)
+
+
+def _sha256(content, at):
+    import hashlib  # slow to import, and few programs read or write a file
+
+    view = memoryview(content)
+    digest = hashlib.sha256(view[:at])
+    digest.update(BLANK.encode())
+    digest.update(view[at + len(BLANK) :])
+    return digest.hexdigest()
+
+
 def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
+@contextlib.contextmanager
+def refusing(path):
+    """Whatever a description or its tensors lack or hold too much of becomes a ModelFormatError."""
+    try:
+        yield
+    except ModelFormatError:
+        raise
+    except (safetensors.SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelFormatError(f"{path} is not a fastopt file: {type(error).__name__}: {error}") from None
+
+
 def read(path, kind):
     """(tensors, description) of a file of that kind."""
     with open(path, "rb") as file:
         content = file.read()
-    try:
-        tensors = safetensors.numpy.load(content)
+    with refusing(path):
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = header.get("__metadata__") or {}
-        description = json.loads(metadata.get("fastopt", "null"))
-        found = int(metadata.get("format", "0"))
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFormatError(f"{path} is not a fastopt file: {error}") from None
-    if not isinstance(description, dict) or found < 1:
-        raise ModelFormatError(f"{path} is not a fastopt file: its metadata has no description")
-    if found > FORMAT:
-        raise ModelFormatError(f"{path} has format {found}: a newer fastopt is needed, this one reads up to {FORMAT}")
-    if description.get("kind") != kind:
-        raise ModelFormatError(f"{path} holds a {description.get('kind')}, not a {kind}")
-    return tensors, description
+        metadata = header["__metadata__"]
+        found = int(metadata["format"])
+        if found > FORMAT:
+            raise ModelFormatError(f"{path} has format {found}, of a newer fastopt; this one reads up to {FORMAT}")
+        at = content.index(CHECKSUM) + len(CHECKSUM)
+        if metadata["sha256"] != _sha256(content, at):
+            raise ModelFormatError(f"{path} is damaged: its checksum is not that of its content")
+        description = json.loads(metadata["fastopt"])
+        if description["kind"] != kind:
+            raise ModelFormatError(f"{path} holds a {description['kind']}, not a {kind}")
+        return safetensors.numpy.load(content), description
 
 
 def network_description(net):
@@ -78,16 +107,13 @@ def network_description(net):
 
 
 def network_from(cls, description, flat):
-    """The network of a description with those parameters; what does not fit together is a ModelFormatError."""
-    try:
-        sizes = [boundary.integer("size", size, 1) for size in description["sizes"]]
-        expected = sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
-        if flat.shape != (expected,) or flat.dtype.name != description["dtype"]:
-            raise ValueError(f"{flat.size} parameters of {flat.dtype} for sizes {sizes} of {description['dtype']}")
-        if not np.isfinite(flat).all():
-            raise ValueError("the parameters are not finite")
-        net = cls(sizes, description["activation"], "zeros", description["dropout"], description["dtype"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelFormatError(f"the network in the file cannot be made: {error}") from None
+    """The network of a description with those parameters; what does not fit together is a ValueError."""
+    sizes = [boundary.integer("size", size, 1) for size in description["sizes"]]
+    expected = sum((a + 1) * b for a, b in itertools.pairwise(sizes))
+    if flat.shape != (expected,) or flat.dtype.name != description["dtype"]:
+        raise ValueError(f"{flat.size} parameters of {flat.dtype} for sizes {sizes} of {description['dtype']}")
+    if not np.isfinite(flat).all():
+        raise ValueError("the parameters are not finite")
+    net = cls(sizes, description["activation"], "zeros", description["dropout"], description["dtype"])
     net.flat[...] = flat
     return net

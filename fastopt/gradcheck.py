@@ -30,6 +30,15 @@ class GradientReport:
     numeric: np.ndarray
 
 
+def _evaluate(fun, x):
+    result = fun(x.copy())
+    try:
+        value, gradient = result
+    except (TypeError, ValueError):
+        raise TypeError(f"fun must return (value, gradient), got {result!r}") from None
+    return boundary.number("the value of fun", boundary.one_number("the value of fun", value)), gradient
+
+
 def check_gradient(fun, x, *, step=None, rtol=1e-6):
     r"""Compares a gradient with central differences.
 
@@ -71,8 +80,9 @@ def check_gradient(fun, x, *, step=None, rtol=1e-6):
     boundary.number("rtol", rtol, above=0.0)
     if step is not None:
         boundary.number("step", step, above=0.0)
-    value, gradient = fun(point.copy())
-    value = boundary.number("the value of fun", np.asarray(value).item())
+    if not callable(fun):
+        raise TypeError(f"fun must be callable, got {fun!r}")
+    value, gradient = _evaluate(fun, point)
     analytic = boundary.data("the gradient of fun", gradient, point.shape).astype(np.float64)
     epsilon = np.finfo(point.dtype).eps
     numeric, rounding = np.empty(point.shape), np.empty(point.shape)
@@ -81,7 +91,7 @@ def check_gradient(fun, x, *, step=None, rtol=1e-6):
         ahead, behind = point.copy(), point.copy()
         ahead[index] += h
         behind[index] -= h
-        above, below = (boundary.number("the value of fun", np.asarray(fun(p)[0]).item()) for p in (ahead, behind))
+        above, below = _evaluate(fun, ahead)[0], _evaluate(fun, behind)[0]
         width = float(ahead[index]) - float(behind[index])
         if width <= 0:
             raise ValueError(f"step = {step!r} is lost in the rounding of x{list(index)} = {point[index]}")

@@ -24,18 +24,29 @@ def _loss(loss, scores_name, scores, y_name, y, weight, reduction, label_smoothi
     n, dtype, kernels = len(s), s.dtype, core(s.dtype)
     total = n if w is None else kernels.call_weighted_sum(w, None)
     if reduction == "mean":
-        factor = np.full(n, 1 / n, dtype) if w is None else (w / total).astype(dtype)
+        factor = np.full(n, 1 / n, dtype) if w is None else (w.astype(np.float64) / total).astype(dtype)
     else:
         factor = w if reduction == "sum" else None
     losses, dscores = np.empty(n, dtype), np.empty_like(s)
     kernels.call_loss(kernels.LOSSES[loss], s, labels, targets, factor, losses, dscores, label_smoothing)
-    value = kernels.call_weighted_sum(losses, None if reduction == "none" else w)
-    if not math.isfinite(value):
+    if not kernels.call_all_finite(losses):
         raise boundary.explain_loss(loss, scores_name, scores, dtype)
     gradient = dscores.reshape(np.shape(scores))
     if reduction == "none":
         return losses, gradient
-    return (value / total if reduction == "mean" else value), gradient
+    value = kernels.call_weighted_sum(losses, w)
+    if reduction == "mean":
+        # a sum that overflows although its terms do not: both are taken 2**64 times smaller
+        value = value / total if math.isfinite(value) else _small_sum(losses, w) / (total * 2.0**-64)
+    if not math.isfinite(value):
+        raise boundary.explain_loss(loss, scores_name, scores, dtype)
+    return value, gradient
+
+
+def _small_sum(losses, weight):
+    kernels = core("float64")
+    weight = None if weight is None else weight.astype(np.float64)
+    return kernels.call_weighted_sum(losses.astype(np.float64) * 2.0**-64, weight)
 
 
 def softmax_cross_entropy(scores, y, *, sample_weight=None, label_smoothing=0.0, reduction="mean"):
@@ -359,8 +370,8 @@ def accuracy(scores, y):
     >>> fo.accuracy([[0.1, 0.9], [0.8, 0.2]], [1, 1])
     0.5
     """
-    shape = np.shape(scores)
-    s = boundary.data("scores", scores, (None,) if len(shape) == 1 else (None, None))
+    array = boundary.real_array("scores", scores)
+    s = boundary.data("scores", array, (None,) if array.ndim == 1 else (None, None))
     s = s.reshape(len(s), -1)
     labels = boundary.labels("y", y, len(s), s.shape[1])
     predicted = np.where(s[:, 0] > 0, 1, -1) if s.shape[1] == 1 else np.argmax(s, axis=1)

@@ -16,7 +16,6 @@ INITS = {
     "he_normal": lambda n_in, n_out: math.sqrt(2 / n_in),
     "zeros": lambda n_in, n_out: 0.0,
 }
-DTYPES = ("float32", "float64")
 ROWS_A_CHUNK = 256
 
 
@@ -63,14 +62,14 @@ class MLP:
     """
 
     def __init__(self, sizes, activation="relu", init="glorot_uniform", dropout=0.0, dtype="float32", seed=0):
-        if isinstance(sizes, str) or not hasattr(sizes, "__len__"):
+        if isinstance(sizes, str) or np.ndim(sizes) == 0:
             raise TypeError(f"sizes must be a list of integers, got {sizes!r}")
         if len(sizes) < 2:
             raise ValueError(f"sizes must name at least the features and the outputs, got {sizes!r}")
         self._sizes = tuple(boundary.integer(f"sizes[{i}]", size, 1) for i, size in enumerate(sizes))
         self._activation = boundary.choice("activation", activation, tuple(boundary.ACTIVATIONS))
         self._dropout = boundary.number("dropout", dropout, least=0.0, below=1.0)
-        self._dtype = np.dtype(boundary.choice("dtype", str(np.dtype(dtype)) if dtype else None, DTYPES))
+        self._dtype = boundary.dtype(dtype)
         rng = np.random.default_rng(boundary.integer("seed", seed, 0))
         if not callable(init):
             boundary.choice("init", init, tuple(INITS))
@@ -232,7 +231,8 @@ class MLP:
             It cannot be opened.
         """
         tensors, description = files.read(path, "model")
-        return files.network_from(cls, description["network"], tensors["flat"])
+        with files.refusing(path):
+            return files.network_from(cls, description["network"], tensors["flat"])
 
 
 def _from_flat(sizes, activation, dropout, flat):

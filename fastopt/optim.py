@@ -209,14 +209,14 @@ class SGD:
     decay_bias: bool | None = None
 
     def __post_init__(self):
-        if not callable(self.lr):
-            boundary.number("lr", self.lr, above=0.0)
-        boundary.number("momentum", self.momentum, least=0.0, below=1.0)
-        boundary.flag("nesterov", self.nesterov)
-        for name in ("weight_decay", "l1", "l2"):
-            boundary.number(name, getattr(self, name), least=0.0)
-        if self.decay_bias is not None:
-            boundary.flag("decay_bias", self.decay_bias)
+        checked = {
+            "lr": self.lr if callable(self.lr) else boundary.number("lr", self.lr, above=0.0),
+            "momentum": boundary.number("momentum", self.momentum, least=0.0, below=1.0),
+            "nesterov": boundary.flag("nesterov", self.nesterov),
+            "decay_bias": None if self.decay_bias is None else boundary.flag("decay_bias", self.decay_bias),
+        } | {name: boundary.number(name, getattr(self, name), least=0.0) for name in ("weight_decay", "l1", "l2")}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # Python's own numbers, which files hold
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov=True needs momentum > 0, got momentum=0")
 
@@ -233,8 +233,15 @@ class SGD:
     def lr_at(self, step):
         """The learning rate of a step, counted from 0."""
         if not callable(self.lr):
-            return float(self.lr)
+            return self.lr
         return boundary.number(f"lr({step})", self.lr(step), least=0.0)
+
+    def check_fits(self, dtype):
+        """That the constants stay finite in the dtype."""
+        for name in ("momentum", "weight_decay", "l1", "l2"):
+            boundary.fits(name, getattr(self, name), dtype)
+        if not callable(self.lr):
+            boundary.fits("lr", self.lr, dtype)
 
     def init(self, params, decay=None):
         """The state for `update`: zero velocities, step 0.
@@ -259,7 +266,7 @@ class SGD:
                 raise ValueError("decay must be given for a bare 1-D array: True to penalise it, False not to")
             flags = [array.ndim >= 2 or bool(self.decay_bias) for _, array in arrays]
         else:
-            flags = [decay] if isinstance(decay, (bool, np.bool_)) else list(decay)
+            flags = list(decay) if isinstance(decay, (list, tuple, np.ndarray)) else [boundary.flag("decay", decay)]
             if len(flags) != len(arrays):
                 raise ValueError(f"decay must have {len(arrays)} entries, got {len(flags)}")
             flags = [boundary.flag(f"decay[{i}]", value) for i, value in enumerate(flags)]
@@ -283,25 +290,32 @@ class SGD:
         """
         arrays = _arrays("params", params)
         gradients = _gradients(params, grads, arrays)
+        if not isinstance(state, SGDState):
+            raise TypeError(f"state must be what init returned, got {type(state).__name__}")
         if len(gradients) != len(arrays) or len(state.decay) != len(arrays):
             raise ValueError(f"grads and state must have {len(arrays)} arrays, got {len(gradients)} and "
                              f"{len(state.decay)}")
-        lr = self.lr_at(state.step)
-        velocities = state.velocity or [None] * len(arrays)
-        calls = []
-        for (name, array), (grad_name, grad), velocity, decay in zip(arrays, gradients, velocities, state.decay,
-                                                                     strict=True):
-            p = boundary.parameter(name, array)
-            g = boundary.data(grad_name, grad, p.shape, p.dtype)
-            boundary.output(name, array, p.shape, p.dtype, {grad_name: grad})
-            if velocity is not None:
-                boundary.output(f"the velocity of {name}", velocity, p.shape, p.dtype, {name: p, grad_name: grad})
-                velocity = velocity.reshape(-1)
-            wd = self.weight_decay + 2 * self.l2 if decay else 0.0
-            calls.append((p.reshape(-1), g.reshape(-1), velocity, lr, self.momentum, wd, self.l1 if decay else 0.0))
-        for call in calls:
-            kernels = core(call[0].dtype)
-            kernels.call_step(kernels.RULES[self.rule], *call)
+        if len(state.velocity) != (0 if self.rule == "sgd" else len(arrays)):
+            raise ValueError(f"state was made for another rule: {self.rule} does not go with {len(state.velocity)} "
+                             f"velocities")
+        lr, steps = self.lr_at(state.step), []
+        for i, (name, array) in enumerate(arrays):
+            param = boundary.parameter(name, array)
+            self.check_fits(param.dtype)
+            boundary.fits(f"lr({state.step})" if callable(self.lr) else "lr", lr, param.dtype)
+            grad = boundary.data(gradients[i][0], gradients[i][1], param.shape, param.dtype)
+            outputs = {name: param}
+            velocity = None
+            if state.velocity:
+                outputs[f"the velocity of {name}"] = state.velocity[i]
+                boundary.output(f"the velocity of {name}", state.velocity[i], param.shape, param.dtype, {name: param})
+                velocity = state.velocity[i].reshape(-1)
+            boundary.check_apart(outputs, dict(gradients) | dict(arrays[:i]))
+            wd, l1 = (self.weight_decay + 2 * self.l2, self.l1) if state.decay[i] else (0.0, 0.0)
+            steps.append((param.reshape(-1), grad.reshape(-1), velocity, lr, self.momentum, wd, l1))
+        for step in steps:
+            kernels = core(step[0].dtype)
+            kernels.call_step(kernels.RULES[self.rule], *step)
         state.step += 1
 
 

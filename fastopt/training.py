@@ -5,7 +5,6 @@ import dataclasses
 import math
 import os
 import sys
-import threading
 import time
 import warnings
 
@@ -13,11 +12,12 @@ import numpy as np
 
 from . import boundary, files
 from ._dispatch import core
-from .errors import DivergenceError, ModelFormatError
+from .errors import DivergenceError
 from .network import MLP
 from .optim import SGD
 
 ROWS_A_VALIDATION_CHUNK = 4096
+HISTORY = ("loss", "val_loss", "lr", "seconds")
 
 
 class History:
@@ -27,7 +27,8 @@ class History:
     """
 
     def __init__(self):
-        self.loss, self.val_loss, self.lr, self.seconds = [], [], [], []
+        for name in HISTORY:
+            setattr(self, name, [])
 
     def __repr__(self):
         return f"History({len(self.loss)} epochs" + (f", loss {self.loss[-1]:.6g})" if self.loss else ")")
@@ -91,12 +92,13 @@ class EarlyStopping:
 
     def __post_init__(self):
         boundary.choice("monitor", self.monitor, ("val_loss", "loss"))
-        boundary.integer("patience", self.patience, 1)
-        boundary.number("min_delta", self.min_delta, least=0.0)
-        boundary.flag("restore_best", self.restore_best)
+        # Python's own numbers, which files hold
+        object.__setattr__(self, "patience", boundary.integer("patience", self.patience, 1))
+        object.__setattr__(self, "min_delta", boundary.number("min_delta", self.min_delta, least=0.0))
+        object.__setattr__(self, "restore_best", boundary.flag("restore_best", self.restore_best))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Watch:
     """How far an EarlyStopping has come."""
 
@@ -105,14 +107,14 @@ class _Watch:
     waited: int = 0
     flat: np.ndarray | None = None
 
-    def see(self, value, flat):
-        """Takes in an epoch's value; whether to stop."""
+    def after(self, value, flat):
+        """The watch after an epoch with that value and those parameters."""
         if value < self.best - self.rule.min_delta:
-            self.best, self.waited = value, 0
-            if self.rule.restore_best:
-                self.flat = flat.copy()
-        else:
-            self.waited += 1
+            return _Watch(self.rule, value, 0, flat.copy() if self.rule.restore_best else None)
+        return dataclasses.replace(self, waited=self.waited + 1)
+
+    @property
+    def ended(self):
         return self.waited >= self.rule.patience
 
 
@@ -180,8 +182,7 @@ class Trainer:
             raise TypeError(f"optimizer must be an SGD, got {type(optimizer).__name__}")
         if not callable(loss):
             boundary.choice("loss", loss, boundary.LABEL_LOSSES + boundary.TARGET_LOSSES)
-        for name in ("momentum", "weight_decay", "l1", "l2") + (() if callable(optimizer.lr) else ("lr",)):
-            boundary.fits(name, getattr(optimizer, name), net.dtype)
+        optimizer.check_fits(net.dtype)
         if loss == "softmax_cross_entropy" and net.sizes[-1] < 2:
             raise ValueError("softmax_cross_entropy needs at least two outputs: one is binary_cross_entropy's")
         self._net, self._loss, self._optimizer = net, loss, optimizer
@@ -190,21 +191,18 @@ class Trainer:
         self._seed = int.from_bytes(os.urandom(8)) if seed is None else boundary.integer("seed", seed, 0, 2**64 - 1)
         self._n_threads = None if n_threads is None else boundary.integer("n_threads", n_threads, 1)
         self._history = History()
-        self._epoch = self._updates = 0
         self._velocity = None if optimizer.rule == "sgd" else np.zeros_like(net.flat)
-        # of an epoch that was interrupted: the next batch, the sums of losses and weights so far, the samples
-        self._partial = None
-        # what the network shows and what training goes on from, where the two differ
-        self._continuation = None
-        self._watch = None
-        self._lock = threading.Lock()
-        self._fitting_thread = None
+        # What changes while training does, and only through core's `store` and `commit`, so that an interrupt finds
+        # it whole. partial, of an epoch under way: the next batch, the sums of losses and of weights so far, the
+        # number of samples. continuation, where the network shows something else than training goes on from: both.
+        self._state = {"epoch": 0, "updates": 0, "partial": None, "continuation": None, "watch": None}
+        self._turn = core(net.dtype).Turn()
         self._engine = None
         self._stopping = False
 
     net = property(lambda self: self._net, doc="The network.")
     history = property(lambda self: self._history, doc="Of all epochs.")
-    epoch = property(lambda self: self._epoch, doc="Epochs done.")
+    epoch = property(lambda self: self._state["epoch"], doc="Epochs done.")
     loss = property(lambda self: self._loss, doc="The loss's name, or the callable.")
     optimizer = property(lambda self: self._optimizer, doc="The optimizer.")
 
@@ -251,10 +249,8 @@ class Trainer:
         RuntimeError
             A fit of this trainer is already running.
         """
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("a fit of this trainer is already running")
-        self._fitting_thread = threading.get_ident()
-        try:
+        with self._turn:
+            self._stopping = False
             epochs = boundary.integer("epochs", epochs, 0)
             if target_loss is not None:
                 target_loss = boundary.number("target_loss", target_loss)
@@ -262,19 +258,16 @@ class Trainer:
             validation = self._validation(validation_data)
             watch = self._watch_for(early_stopping, validation)
             callbacks = _callables("callbacks", callbacks)
-            if self._partial is not None and self._partial[3] != data.features.n:
+            partial = self._state["partial"]
+            if partial is not None and partial[3] != data.features.n:
                 raise ValueError(f"X has {data.features.n} samples, but the interrupted epoch to finish has "
-                                 f"{self._partial[3]}")
+                                 f"{partial[3]}")
             if epochs == 0:
                 boundary.check_features_finite("X", data.X, data.features, self._net.dtype)
+                boundary.flag("progress", progress)
                 return self._history
-            with contextlib.ExitStack() as stack:
-                bar = stack.enter_context(contextlib.closing(_progress_bar(progress, epochs)))
+            with contextlib.closing(_progress_bar(progress, epochs)) as bar:
                 self._fit(data, epochs, validation, watch, target_loss, callbacks, bar)
-        finally:
-            self._engine = self._fitting_thread = None
-            self._stopping = False
-            self._lock.release()
         return self._history
 
     def stop(self):
@@ -295,8 +288,8 @@ class Trainer:
             raise ValueError(f"{x_name} is empty: shape {array.shape}")
         labels = targets = None
         if callable(self._loss):
-            y = np.asarray(y)
-            if len(np.atleast_1d(y)) != n:
+            y = boundary.rectangular(y_name, y)
+            if y.ndim == 0 or len(y) != n:
                 raise ValueError(f"{y_name} must have {n} entries, got shape {y.shape}")
             if sample_weight is not None:
                 raise ValueError("sample_weight cannot be used with a loss of your own: weight the samples inside it")
@@ -317,17 +310,17 @@ class Trainer:
         return data
 
     def _watch_for(self, early_stopping, validation):
-        """The state of an equal rule goes on; after it has stopped a fit, its count starts again."""
+        """The watch of an equal rule goes on; after it has ended a fit, its count starts again."""
         if early_stopping is None:
             return None
         if not isinstance(early_stopping, EarlyStopping):
             raise TypeError(f"early_stopping must be an EarlyStopping, got {type(early_stopping).__name__}")
         if early_stopping.monitor == "val_loss" and validation is None:
             raise ValueError("early_stopping monitors val_loss, but there is no validation_data")
-        old = self._watch
+        old = self._state["watch"]
         if old is None or old.rule != early_stopping:
             return _Watch(early_stopping)
-        return dataclasses.replace(old, waited=0) if old.waited >= old.rule.patience else old
+        return dataclasses.replace(old, waited=0) if old.ended else old
 
     # -- epochs -------------------------------------------------------------------------------------------------
 
@@ -345,51 +338,52 @@ class Trainer:
         order = np.arange(n)
         workers = boundary.threads(self._n_threads, min(self._batch_size, n) * net.n_parameters)
         check_finite = data.X.dtype.kind == "f"
+        before = self._state["updates"], self._state["epoch"]
         self._engine = engine
-        self._watch = watch
         try:
             for _ in range(epochs):
                 if self._stopping:
                     break
-                whole = self._partial is None
-                if not self._run_epoch(engine, data, order, workers, check_finite):
+                whole = self._state["partial"] is None
+                entries = self._run_batches(engine, data, order, workers, check_finite, watch)
+                if entries is None:
                     break
                 check_finite = check_finite and not whole
-                if self._end_epoch(validation, watch, target_loss, callbacks, bar):
+                watch = self._end_epoch(engine, validation, watch, entries)
+                bar.update_losses(self._history)
+                if self._is_to_stop(watch, target_loss, callbacks):
                     break
         finally:
+            self._engine = None
+            # a fit that failed before it got anywhere leaves what the network shows
+            watch = self._state["watch"] if (self._state["updates"], self._state["epoch"]) != before else None
             if watch is not None and watch.flat is not None:
-                self._show(watch.flat)
+                parameters = self._parameters()
+                parameters = parameters.copy() if parameters is net.flat else parameters
+                kernels.commit([(net.flat, watch.flat)], self._state, {"continuation": (watch.flat, parameters)}, [])
 
     def _parameters(self):
         """What training goes on from: the network's parameters, unless it shows others and they are untouched."""
-        if self._continuation is not None:
-            shown, parameters = self._continuation
+        if self._state["continuation"] is not None:
+            shown, parameters = self._state["continuation"]
             if np.array_equal(shown.view(np.uint8), self._net.flat.view(np.uint8)):
                 return parameters
         return self._net.flat
 
-    def _show(self, flat):
-        """Lets the network show `flat` while training goes on from what it goes on from now."""
-        parameters = self._parameters()
-        if parameters is self._net.flat:
-            parameters = parameters.copy()
-        self._net.flat[...] = flat
-        self._continuation = (self._net.flat.copy(), parameters)
-
-    def _run_epoch(self, engine, data, order, workers, check_finite):
-        """An epoch, or the rest of one; whether it was completed. The network takes over what the engine reached."""
+    def _run_batches(self, engine, data, order, workers, check_finite, watch):
+        """The batches of an epoch, or the rest of them; its last rate and the seconds, or None if it was stopped."""
         started = time.perf_counter()
         n, n_batches = len(order), -(-len(order) // self._batch_size)
-        first, loss_sum, weight_sum, _ = self._partial or (0, 0.0, 0.0, n)
+        updates = self._state["updates"]
+        first, loss_sum, weight_sum, _ = self._state["partial"] or (0, 0.0, 0.0, n)
         if self._shuffle:
-            engine.set_order(order, self._epoch)
+            engine.set_order(order, self._state["epoch"])
         if callable(self._optimizer.lr):
-            steps = range(self._updates, self._updates + n_batches - first)
-            rates = np.array([self._optimizer.lr_at(step) for step in steps])
+            rates = np.array([boundary.fits(f"lr({step})", self._optimizer.lr_at(step), self._net.dtype)
+                              for step in range(updates, updates + n_batches - first)])
         else:
-            rates = np.full(n_batches - first, float(self._optimizer.lr))
-        engine.begin_epoch(order, rates, first, self._updates, loss_sum, weight_sum, check_finite)
+            rates = np.full(n_batches - first, self._optimizer.lr)
+        engine.begin_epoch(order, rates, first, updates, loss_sum, weight_sum, check_finite)
         if self._stopping:
             engine.request_stop()
         try:
@@ -398,30 +392,26 @@ class Trainer:
             else:
                 outcome = engine.run(workers)
         except KeyboardInterrupt:
-            self._take_over(engine, n)
+            if engine.update_count > updates:
+                self._take_over(engine, n, watch)
             raise
         if outcome == "bad input":
             boundary.check_features_finite("X", data.X, data.features, self._net.dtype)
             raise ValueError("X changed while it was read: it held a value that is not finite")
-        if outcome == "stopped":
-            self._take_over(engine, n)
-            if engine.error is not None:
-                raise engine.error
-            return False
         if outcome == "diverged" or not engine.parameters_finite():
             what = "the loss is" if outcome == "diverged" else "the parameters are"
             batch = min(engine.next_batch, n_batches - 1)
-            raise DivergenceError(f"epoch {self._epoch}, batch {batch}: {what} not finite; the network is as after the "
+            raise DivergenceError(f"epoch {self.epoch}, batch {batch}: {what} not finite; the network is as after the "
                                   f"last epoch that was finite")
-        self._take_over(engine, None)
-        self._epoch += 1
-        history = self._history
-        mean = engine.loss_sum / engine.weight_sum if engine.weight_sum > 0 else 0.0
-        history.loss.append(mean + self._penalty())
-        history.val_loss.append(math.nan)
-        history.lr.append(float(rates[-1]))
-        history.seconds.append(time.perf_counter() - started)
-        return True
+        if outcome == "completed" or engine.update_count > updates:
+            self._take_over(engine, n, watch)
+        if engine.error is not None:
+            raise engine.error
+        if outcome == "stopped":
+            return None
+        # an epoch that was interrupted after its last batch has no rates left
+        lr = float(rates[-1]) if len(rates) else self._optimizer.lr_at(updates - 1)
+        return {"lr": lr, "seconds": time.perf_counter() - started}
 
     def _run_with_python_loss(self, engine, data, order, workers):
         net = self._net
@@ -437,18 +427,46 @@ class Trainer:
                 return "diverged"
             engine.backward_batch(dscores, value * n, workers)
 
-    def _take_over(self, engine, n_of_partial):
-        """The engine's parameters, velocity and position become the trainer's."""
-        optimizer = self._optimizer
-        self._continuation = None
-        engine.store(self._net.flat, self._velocity)
-        self._updates = engine.update_count
-        self._partial = None
-        if n_of_partial is not None and engine.next_batch > 0:
-            self._partial = (engine.next_batch, engine.loss_sum, engine.weight_sum, n_of_partial)
-        if optimizer.rule == "nesterov" and optimizer.l1 > 0:
-            # theta = W + mV, whose zeros are exact: the product is rounded by itself, as in the step
-            self._show(self._net.flat + self._net.dtype.type(optimizer.momentum) * self._velocity)
+    def _take_over(self, engine, n, watch):
+        """The engine's parameters, velocity and position in the epoch become the trainer's."""
+        net, optimizer = self._net, self._optimizer
+        changes = {
+            "updates": engine.update_count, "continuation": None, "watch": watch,
+            "partial": (engine.next_batch, engine.loss_sum, engine.weight_sum, n),
+        }
+        if optimizer.rule != "nesterov" or optimizer.l1 == 0:
+            engine.store(net.flat, self._velocity, self._state, changes)
+            return
+        # shown is theta = W + mV, whose zeros are exact: the product is rounded by itself, as in the step
+        parameters, velocity = np.empty_like(net.flat), np.empty_like(net.flat)
+        engine.store(parameters, velocity, {}, {})
+        shown = parameters + net.dtype.type(optimizer.momentum) * velocity
+        changes["continuation"] = (shown, parameters)
+        core(net.dtype).commit([(net.flat, shown), (self._velocity, velocity)], self._state, changes, [])
+
+    def _end_epoch(self, engine, validation, watch, entries):
+        """What follows an epoch's last batch: its entries in the history, and the watch after them, returned."""
+        history, state = self._history, self._state
+        mean = engine.loss_sum / engine.weight_sum if engine.weight_sum > 0 else 0.0
+        entries["loss"] = mean + self._penalty()
+        entries["val_loss"] = math.nan if validation is None else self._evaluate(validation)
+        if watch is not None:
+            watch = watch.after(entries[watch.rule.monitor], self._net.flat)
+        core(self._net.dtype).commit(
+            [], state, {"epoch": state["epoch"] + 1, "partial": None, "watch": watch},
+            [(getattr(history, name), value) for name, value in entries.items()],
+        )
+        return watch
+
+    def _is_to_stop(self, watch, target_loss, callbacks):
+        stop = watch is not None and watch.ended
+        stop |= target_loss is not None and self._history.loss[-1] < target_loss
+        for callback in callbacks:
+            answer = callback(self)
+            if answer is not None and answer is not True:
+                raise TypeError(f"a callback must return True to stop or None to go on, got {answer!r}")
+            stop |= answer is True
+        return stop
 
     def _penalty(self):
         l1, l2 = self._optimizer.l1, self._optimizer.l2
@@ -457,23 +475,6 @@ class Trainer:
         arrays = [*self._net.weights, *(self._net.biases if self._optimizer.decay_bias else ())]
         sums = [core(self._net.dtype).call_penalty(array.reshape(-1)) for array in arrays]
         return l1 * math.fsum(s[0] for s in sums) + l2 * math.fsum(s[1] for s in sums)
-
-    def _end_epoch(self, validation, watch, target_loss, callbacks, bar):
-        """Validation, the stopping rules and the callbacks; whether to stop."""
-        history = self._history
-        if validation is not None:
-            history.val_loss[-1] = self._evaluate(validation)
-        stop = False
-        if watch is not None:
-            stop |= watch.see(getattr(history, watch.rule.monitor)[-1], self._net.flat)
-        stop |= target_loss is not None and history.loss[-1] < target_loss
-        bar.update_losses(history)
-        for callback in callbacks:
-            answer = callback(self)
-            if answer is not None and answer is not True:
-                raise TypeError(f"a callback must return True to stop or None to go on, got {answer!r}")
-            stop |= answer is True
-        return stop
 
     def _evaluate(self, data):
         """The weighted mean loss over a data set."""
@@ -506,13 +507,14 @@ class Trainer:
         RuntimeError
             A fit is running in another thread.
         """
-        if self._fitting_thread not in (None, threading.get_ident()):
+        if self._turn.is_anothers():
             raise RuntimeError("a fit is running in another thread: save from a callback, or stop it first")
-        optimizer, watch, history = self._optimizer, self._watch, self._history
-        tensors = {"flat": self._net.flat, "velocity": self._velocity, "loss": history.loss,
-                   "val_loss": history.val_loss, "lr": history.lr, "seconds": history.seconds}
-        if self._continuation is not None:
-            tensors["shown"], tensors["parameters"] = self._continuation
+        optimizer, history = self._optimizer, self._history
+        watch, continuation = self._state["watch"], self._state["continuation"]
+        tensors = {name: np.array(getattr(history, name), np.float64) for name in HISTORY}
+        tensors |= {"flat": self._net.flat, "velocity": self._velocity}
+        if continuation is not None:
+            tensors["shown"], tensors["parameters"] = continuation
         if watch is not None:
             tensors["best"] = watch.flat
         description = {
@@ -520,12 +522,12 @@ class Trainer:
             "network": files.network_description(self._net),
             "loss": None if callable(self._loss) else self._loss,
             "optimizer": dataclasses.asdict(optimizer) | ({"lr": None} if callable(optimizer.lr) else {}),
-            "batch_size": self._batch_size, "shuffle": self._shuffle, "seed": self._seed,
-            "n_threads": self._n_threads, "epoch": self._epoch, "updates": self._updates, "partial": self._partial,
+            "batch_size": self._batch_size, "shuffle": self._shuffle, "seed": self._seed, "n_threads": self._n_threads,
+            "epoch": self._state["epoch"], "updates": self._state["updates"], "partial": self._state["partial"],
             "watch": None if watch is None else dataclasses.asdict(watch.rule) | {
                 "best": watch.best, "waited": watch.waited},
         }
-        files.write(path, {name: np.asarray(t) for name, t in tensors.items() if t is not None}, description)
+        files.write(path, {name: tensor for name, tensor in tensors.items() if tensor is not None}, description)
 
     @classmethod
     def load(cls, path, loss=None, lr=None):
@@ -545,44 +547,60 @@ class Trainer:
             A callable that was in use is not passed.
         """
         tensors, description = files.read(path, "checkpoint")
-        loss = description.get("loss") if loss is None else loss
-        lr = description.get("optimizer", {}).get("lr") if lr is None else lr
-        for name, value in (("loss", loss), ("lr", lr)):
-            if value is None:
+        with files.refusing(path):
+            options = dict(description["optimizer"])
+            stored = {"loss": description["loss"], "lr": options["lr"]}
+        given = {"loss": loss, "lr": lr}
+        for name in given:
+            if given[name] is None and stored[name] is None:
                 raise ValueError(f"{name} was a Python callable, which is not stored: pass it again as {name}=")
-        try:
-            net = files.network_from(MLP, description["network"], tensors["flat"])
+        with files.refusing(path):
+            optimizer = SGD(**options | {"lr": 1.0 if options["lr"] is None else options["lr"]})
             trainer = cls(
-                net, loss=loss, optimizer=SGD(**description["optimizer"] | {"lr": lr}),
-                batch_size=description["batch_size"], shuffle=description["shuffle"], seed=description["seed"],
-                n_threads=description["n_threads"],
+                files.network_from(MLP, description["network"], tensors["flat"]),
+                loss=stored["loss"] or given["loss"], optimizer=optimizer, batch_size=description["batch_size"],
+                shuffle=description["shuffle"], seed=description["seed"], n_threads=description["n_threads"],
             )
             trainer._restore(tensors, description)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelFormatError(f"{path} is not a checkpoint: {error}") from None
+        if given["loss"] is not None:
+            trainer._loss = cls(trainer.net, loss=loss, optimizer=optimizer).loss
+        if given["lr"] is not None:
+            trainer._optimizer = dataclasses.replace(optimizer, lr=lr)
+            trainer._optimizer.check_fits(trainer.net.dtype)
         return trainer
 
     def _restore(self, tensors, description):
-        self._epoch, self._updates = description["epoch"], description["updates"]
-        self._partial = None if description["partial"] is None else tuple(description["partial"])
-        for name in ("loss", "val_loss", "lr", "seconds"):
+        """All that a fresh trainer of that description lacks; what does not fit together is a ValueError."""
+        for name in HISTORY:
             getattr(self._history, name).extend(tensors[name].tolist())
-        like_flat = {name: tensors[name] for name in ("velocity", "shown", "parameters", "best") if name in tensors}
-        for name, tensor in like_flat.items():
-            if tensor.shape != self._net.flat.shape or tensor.dtype != self._net.dtype:
-                raise ValueError(f"{name} has shape {tensor.shape} of {tensor.dtype}")
+        epoch = boundary.integer("epoch", description["epoch"], 0)
+        if any(tensors[name].shape != (epoch,) for name in HISTORY):
+            raise ValueError(f"the history has not {epoch} entries a column")
+        flats = {name: boundary.data(name, tensors[name], self._net.flat.shape, self._net.dtype)
+                 for name in ("velocity", "shown", "parameters", "best") if name in tensors}
         if self._velocity is not None:
-            self._velocity[...] = like_flat["velocity"]
-        if "shown" in like_flat:
-            self._continuation = (like_flat["shown"], like_flat["parameters"])
-        if description["watch"] is not None:
-            rule = dict(description["watch"])
-            best, waited = rule.pop("best"), rule.pop("waited")
-            self._watch = _Watch(EarlyStopping(**rule), best, waited, like_flat.get("best"))
+            self._velocity[...] = flats["velocity"]
+        partial, watch = description["partial"], description["watch"]
+        if partial is not None:
+            batch, loss_sum, weight_sum, n = partial
+            n = boundary.integer("samples", n, 1)
+            partial = (boundary.integer("batch", batch, 1, -(-n // self._batch_size)),
+                       boundary.number("loss", loss_sum), boundary.number("weight", weight_sum, least=0.0), n)
+        if watch is not None:
+            rule = dict(watch)
+            best, waited = boundary.one_number("best", rule.pop("best")), rule.pop("waited")
+            watch = _Watch(EarlyStopping(**rule), best, boundary.integer("waited", waited, 0), flats.get("best"))
+        self._state.update(
+            epoch=epoch, updates=boundary.integer("updates", description["updates"], 0, 2**62), partial=partial,
+            continuation=(flats["shown"], flats["parameters"]) if "shown" in flats else None, watch=watch,
+        )
 
 
 def _callables(name, values):
-    values = [values] if callable(values) else list(values)
+    if callable(values):
+        return [values]
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"{name} must be a list of callables, got {values!r}")
     for i, value in enumerate(values):
         if not callable(value):
             raise TypeError(f"{name}[{i}] must be callable, got {value!r}")

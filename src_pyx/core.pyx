@@ -10,10 +10,14 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
+from threading import get_ident
+
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from "simd.h" nogil:
-    ctypedef double real            # float or double: FASTOPT_DOUBLE says which
+    # float or double: FASTOPT_DOUBLE says which. Beside a real a double is rounded to one: in sums of double
+    # precision every operand must be cast.
+    ctypedef double real
     ctypedef double vec             # VL of them; arithmetic operators act on lanes, comparisons do not
     ctypedef void INLINED           # always inlined: constant arguments unroll the loops over a tile
     ctypedef double INLINED_VEC

@@ -177,11 +177,12 @@ cdef class Engine:
         if velocity is not None:
             self.move(<real*> &velocity[0], True, True)
 
-    def store(self, real[::1] flat, real[::1] velocity):
-        """The reverse of load."""
+    def store(self, real[::1] flat, real[::1] velocity, dict state, dict changes):
+        """The reverse of load, and the changes of the state that goes with it: as `commit`, all or none."""
         self.move(&flat[0], False, False)
         if velocity is not None:
             self.move(&velocity[0], False, True)
+        state.update(changes)
 
     cdef void move(self, real* flat, bint inward, bint velocity) noexcept:
         cdef Layer* layer
@@ -273,9 +274,9 @@ cdef class Engine:
             total = 0
             for r in range(self.n):
                 self.batch_weight[r] = self.sample_weight[self.order[self.start + r]]
-                total += self.batch_weight[r]
+                total += <double> self.batch_weight[r]
             for r in range(self.n):
-                self.factor[r] = <real> (self.batch_weight[r] / total) if total > 0 else 0
+                self.factor[r] = <real> (<double> self.batch_weight[r] / total) if total > 0 else 0
 
     cdef void add_losses(self) noexcept nogil:
         """The batch's losses into the epoch's; a loss that is not finite ends the epoch before the update."""
@@ -559,6 +560,38 @@ cdef class Engine:
             self.outcome = RUNNING
             self.phase = BACKWARD
             self.run_phases(n_threads)
+
+
+# What a signal handler, and so KeyboardInterrupt, must not find half done is done here: no Python bytecode runs
+# between the first change and the last.
+
+def commit(list copies, dict state, dict changes, list entries):
+    """Copies (to, from) between arrays, changes of the state, entries (list, value) appended."""
+    cdef real[::1] to
+    cdef const real[::1] source
+    cdef list column
+    for to, source in copies:
+        memcpy(&to[0], &source[0], to.shape[0] * sizeof(real))
+    state.update(changes)
+    for column, value in entries:
+        column.append(value)
+
+
+cdef class Turn:
+    """A context that only one at a time can be in; a second is refused, not kept waiting."""
+    cdef object holder
+
+    def __enter__(self):
+        if self.holder is not None:
+            raise RuntimeError("a fit of this trainer is already running")
+        self.holder = get_ident()
+
+    def __exit__(self, *exception):
+        self.holder = None
+
+    def is_anothers(self):
+        """Whether another thread is in it."""
+        return self.holder is not None and self.holder != get_ident()
 
 
 OUTCOMES = {PAUSED: "paused", COMPLETED: "completed", STOPPED: "stopped", DIVERGED: "diverged", BAD_INPUT: "bad input"}

@@ -59,40 +59,47 @@ cdef inline real max_of(const real* values, Py_ssize_t k) noexcept nogil:
     return result
 
 
-cdef inline real exp_shifted(const real* scores, real* to, Py_ssize_t k, real shift, real* poison,
-                             real* total_shifted) noexcept nogil:
-    """to = exp(scores - shift); returns their sum, and the sums of 0 * scores and of scores - shift"""
-    cdef vec exponentials[MAX_SUM_VECTORS]
-    cdef vec shifted[MAX_SUM_VECTORS]
-    cdef vec a, e, zeros = vset(0)
-    cdef Py_ssize_t j = 0
-    cdef int i = 0
-    clear(exponentials)
-    clear(shifted)
-    while j < k:
-        a = load_up_to(scores + j, k - j, shift) - vset(shift)
-        shifted[i] = shifted[i] + a
-        zeros = vfma(a, vset(0), zeros)
-        e = vexp(a)
+cdef inline real exp_shifted(const real* scores, real* to, Py_ssize_t k, real shift, real* poison) noexcept nogil:
+    """to = exp(scores - shift); returns their sum, and in poison the sum of 0 * scores"""
+    cdef vec sums[MAX_SUM_VECTORS]
+    cdef vec s, e, zeros = vset(0)
+    cdef Py_ssize_t j
+    cdef int lane = 0
+    clear(sums)
+    for j from 0 <= j < k by VL:
+        s = load_up_to(scores + j, k - j, shift)
+        zeros = vfma(s, vset(0), zeros)
+        e = vexp(s - vset(shift))
         store_up_to(to + j, e, k - j)
         if k - j < VL:
             e = vload_part(to + j, k - j, 0)
-        exponentials[i] = exponentials[i] + e
-        i = (i + 1) % (SUM_LANES // VL)
-        j += VL
+        sums[lane] = sums[lane] + e
+        lane = (lane + 1) % (SUM_LANES // VL)
     poison[0] = 0
-    for i in range(VL):
-        poison[0] += vlane(zeros, i)
-    total_shifted[0] = sum_lanes(shifted)
-    return sum_lanes(exponentials)
+    for lane in range(VL):
+        poison[0] += vlane(zeros, lane)
+    return sum_lanes(sums)
+
+
+cdef inline real mean_shifted(const real* scores, Py_ssize_t k, real shift) noexcept nogil:
+    """The mean of scores - shift, by halves so that no difference of finite scores overflows."""
+    cdef vec sums[MAX_SUM_VECTORS]
+    cdef vec half = vset(0.5), share = vset(1 / <real> k)
+    cdef Py_ssize_t j
+    cdef int lane = 0
+    clear(sums)
+    for j from 0 <= j < k by VL:
+        sums[lane] = vfma(share, load_up_to(scores + j, k - j, shift) * half - vset(shift) * half, sums[lane])
+        lane = (lane + 1) % (SUM_LANES // VL)
+    return 2 * sum_lanes(sums)
 
 
 cdef api void softmax(const real* scores, real* out, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     """out (n, k) = exp(scores) / the sum of exp(scores) over each row"""
     cdef Py_ssize_t i, j
-    cdef real total, poison, unused
+    cdef real total, poison
     for i in range(n):
-        total = exp_shifted(scores + i * k, out + i * k, k, max_of(scores + i * k, k), &poison, &unused)
+        total = exp_shifted(scores + i * k, out + i * k, k, max_of(scores + i * k, k), &poison)
         for j in range(k):
             out[i * k + j] = out[i * k + j] / total + poison
 
@@ -104,17 +111,17 @@ cdef api void softmax_cross_entropy(const real* scores, const int64_t* y, const 
     cdef const real* s
     cdef real* d
     cdef Py_ssize_t i, j
-    cdef real highest, total, poison, total_shifted, f, exp_y
+    cdef real highest, total, poison, f, exp_y, smoothing = <real> label_smoothing
     cdef real spread = <real> (label_smoothing / k), on = <real> (1 - label_smoothing)
     for i in range(n):
         s = scores + i * k
         d = dscores + i * k
         f = factor[i] if factor != NULL else 1
         highest = max_of(s, k)
-        total = exp_shifted(s, d, k, highest, &poison, &total_shifted)
+        total = exp_shifted(s, d, k, highest, &poison)
         losses[i] = (vlane(vlog(vset(total)), 0) - on * (s[y[i]] - highest)) + poison
-        if spread != 0:
-            losses[i] -= spread * total_shifted
+        if smoothing > 0:
+            losses[i] -= smoothing * mean_shifted(s, k, highest)
         exp_y = d[y[i]] / total
         for j in range(k):
             d[j] = f * (d[j] / total - spread)
@@ -166,13 +173,12 @@ cdef inline INLINED hinge_rows(bint squared, const real* scores, const int64_t* 
 
 cdef inline INLINED_VEC element_loss(int loss, vec pred, vec target, vec* dpred) noexcept nogil:
     """The loss of each lane and its derivative."""
-    cdef vec a, e
+    cdef vec a
     if loss == BINARY_CROSS_ENTROPY:
-        # max(s, 0) - s t + log(1 + e**-|s|)
-        a = vselect_less(pred, vset(0), vset(0), pred)
-        e = vlog1p(vexp(-vabs(pred)))
+        # log(1 + e**s) - t s = |s| (t or 1 - t) + log(1 + e**-|s|), where no large terms cancel
+        a = vabs(pred) * vselect_less(pred, vset(0), target, 1 - target)
         dpred[0] = vsigmoid(pred) - target
-        return (a - pred * target) + e
+        return a + vlog1p(vexp(-vabs(pred)))
     if loss == MSE:
         a = pred - target
         dpred[0] = 2 * a
@@ -304,7 +310,7 @@ cdef double weighted_sum(const real* values, const real* weight, Py_ssize_t n) n
     cdef double total = 0
     cdef Py_ssize_t i
     for i in range(n):
-        total += values[i] * <double> (weight[i] if weight != NULL else 1)
+        total += <double> values[i] * <double> (weight[i] if weight != NULL else 1)
     return total
 
 

@@ -55,10 +55,11 @@ def call_forward(Features features, const Py_ssize_t[::1] sizes, const int[::1] 
 
 def call_penalty(const real[::1] values):
     """(sum of |v|, sum of v**2) in double precision, element after element"""
-    cdef double absolute = 0, squares = 0
+    cdef double absolute = 0, squares = 0, value
     cdef Py_ssize_t i
     with nogil:
         for i in range(values.shape[0]):
-            absolute += -values[i] if values[i] < 0 else values[i]
-            squares += <double> values[i] * values[i]
+            value = <double> values[i]
+            absolute += -value if value < 0 else value
+            squares += value * value
     return absolute, squares
