@@ -82,7 +82,7 @@ cdef inline real exp_shifted(const real* scores, real* to, Py_ssize_t k, real sh
 
 
 cdef inline real mean_shifted(const real* scores, Py_ssize_t k, real shift) noexcept nogil:
-    """The mean of scores - shift, by halves so that no difference of finite scores overflows."""
+    """The mean of scores - shift, by halves."""
     cdef vec sums[MAX_SUM_VECTORS]
     cdef vec half = vset(0.5), share = vset(1 / <real> k)
     cdef Py_ssize_t j
@@ -111,7 +111,7 @@ cdef api void softmax_cross_entropy(const real* scores, const int64_t* y, const 
     cdef const real* s
     cdef real* d
     cdef Py_ssize_t i, j
-    cdef real highest, total, poison, f, exp_y, smoothing = <real> label_smoothing
+    cdef real half = 0.5, highest, total, poison, f, exp_y, smoothing = <real> label_smoothing
     cdef real spread = <real> (label_smoothing / k), on = <real> (1 - label_smoothing)
     for i in range(n):
         s = scores + i * k
@@ -119,7 +119,8 @@ cdef api void softmax_cross_entropy(const real* scores, const int64_t* y, const 
         f = factor[i] if factor != NULL else 1
         highest = max_of(s, k)
         total = exp_shifted(s, d, k, highest, &poison)
-        losses[i] = (vlane(vlog(vset(total)), 0) - on * (s[y[i]] - highest)) + poison
+        # by halves, so that no difference of finite scores overflows
+        losses[i] = (vlane(vlog(vset(total)), 0) - 2 * (on * (half * s[y[i]] - half * highest))) + poison
         if smoothing > 0:
             losses[i] -= smoothing * mean_shifted(s, k, highest)
         exp_y = d[y[i]] / total
