@@ -449,7 +449,7 @@ class Trainer:
         history, state = self._history, self._state
         mean = engine.loss_sum / engine.weight_sum if engine.weight_sum > 0 else 0.0
         entries["loss"] = mean + self._penalty()
-        entries["val_loss"] = math.nan if validation is None else self._evaluate(validation)
+        entries["val_loss"] = math.nan if validation is None else self._validation_loss(validation)
         if watch is not None:
             watch = watch.after(entries[watch.rule.monitor], self._net.flat)
         core(self._net.dtype).commit(
@@ -476,8 +476,14 @@ class Trainer:
         sums = [core(self._net.dtype).call_penalty(array.reshape(-1)) for array in arrays]
         return l1 * math.fsum(s[0] for s in sums) + l2 * math.fsum(s[1] for s in sums)
 
+    def _validation_loss(self, data):
+        """The weighted mean loss over a data set; inf where finite parameters give scores that are not."""
+        try:
+            return self._evaluate(data)
+        except OverflowError:
+            return math.inf
+
     def _evaluate(self, data):
-        """The weighted mean loss over a data set."""
         net, kernels = self._net, core(self._net.dtype)
         n = data.features.n
         if callable(self._loss):
