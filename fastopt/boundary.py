@@ -255,6 +255,13 @@ def parameter(name, value):
     return output(name, value, value.shape, value.dtype, {})
 
 
+def check_overflow(name, array):
+    """That a product of finite arrays stayed finite."""
+    if not core(array.dtype).call_all_finite(array.reshape(-1)):
+        index = np.unravel_index(int(np.argmin(np.isfinite(array))), array.shape)
+        raise OverflowError(f"{name}[{', '.join(str(int(i)) for i in index)}] overflows {array.dtype}")
+
+
 def features(name, value, n_features, dtype):
     """(n, n_features) of any real dtype and layout, read where it lies; n may be 0."""
     array = real_array(name, value)

@@ -38,6 +38,8 @@ def dense_forward(x, weight, bias=None, *, activation=None, out=None, n_threads=
         A shape that does not fit, a value that is not finite (named by position), an empty array, an unusable `out`.
     TypeError
         Not real numbers.
+    OverflowError
+        An output too large for the dtype.
 
     Examples
     --------
@@ -57,6 +59,7 @@ def dense_forward(x, weight, bias=None, *, activation=None, out=None, n_threads=
     else:
         boundary.output("out", out, (n, n_out), dtype, {"x": x, "weight": weight, "bias": bias})
     core(dtype).call_dense_forward(samples, w, b, out, code, workers)
+    boundary.check_overflow("out", out)
     return out
 
 
@@ -90,7 +93,7 @@ def dense_backward(dout, x, weight, *, output=None, activation=None, n_threads=N
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError, TypeError, OverflowError
         As `dense_forward`; also an activation without `output`.
 
     Examples
@@ -117,4 +120,6 @@ def dense_backward(dout, x, weight, *, output=None, activation=None, n_threads=N
         dscores = before
     dx, dweight, dbias = np.empty((n, n_in), dtype), np.empty((n_out, n_in), dtype), np.empty(n_out, dtype)
     core(dtype).call_dense_backward(dscores, samples, w, dx, dweight, dbias, False, workers)
+    for name, gradient in (("dx", dx), ("dweight", dweight), ("dbias", dbias)):
+        boundary.check_overflow(name, gradient)
     return dx, dweight, dbias

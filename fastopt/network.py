@@ -254,6 +254,9 @@ def loss_of_scores(loss, scores, y, sample_weight=None):
     if callable(loss):
         if sample_weight is not None:
             raise ValueError("sample_weight cannot be used with a loss of your own: weight the samples inside it")
-        return boundary.loss_result(loss(scores, y), scores)
+        value, dscores = boundary.loss_result(loss(scores.copy(), y), scores)
+        if not (math.isfinite(value) and np.isfinite(dscores).all()):
+            raise ValueError(f"loss returned a value or gradient that is not finite: the value is {value}")
+        return value, dscores
     boundary.choice("loss", loss, boundary.LABEL_LOSSES + boundary.TARGET_LOSSES)
     return getattr(losses, loss)(scores, y, sample_weight=sample_weight)

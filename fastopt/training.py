@@ -477,11 +477,12 @@ class Trainer:
         return l1 * math.fsum(s[0] for s in sums) + l2 * math.fsum(s[1] for s in sums)
 
     def _validation_loss(self, data):
-        """The weighted mean loss over a data set; inf where finite parameters give scores that are not."""
+        """The weighted mean loss over a data set; inf where scores overflow or leave the loss's domain."""
         try:
-            return self._evaluate(data)
+            value = self._evaluate(data)
         except OverflowError:
             return math.inf
+        return value if math.isfinite(value) else math.inf
 
     def _evaluate(self, data):
         net, kernels = self._net, core(self._net.dtype)
