@@ -14,6 +14,7 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 DEBUG = os.environ.get("FASTOPT_DEBUG", "0") not in ("", "0")
 SANITIZE = os.environ.get("FASTOPT_SANITIZE", "")
@@ -64,23 +65,33 @@ directives = {
 }
 
 
-def module(name, source, flags=()):
-    # A folder a module: the cores have one source, and generated C stays out of the source tree.
-    [extension] = cythonize(
-        [Extension(f"fastopt.{name}", [source], depends=DEPENDS, include_dirs=["src_pyx"])],
-        build_dir=f"build/cython/{name}", include_path=["."], compiler_directives=directives, force=True,
-    )
-    # Set here because cythonize hands the flags of one module on to the next of the same source.
-    extension.extra_compile_args = [*compile_args, *flags]
-    extension.extra_link_args = link_args
-    return extension
-
-
 DEPENDS = sorted(str(path) for folder, pattern in (("src_pyx", "*"), ("fastopt", "*.pxd"))
                  for path in Path(folder).glob(pattern))
+
+
+def module(name, source, flags=()):
+    return Extension(f"fastopt.{name}", [source], depends=DEPENDS, include_dirs=["src_pyx"],
+                     extra_compile_args=[*compile_args, *flags], extra_link_args=link_args)
+
+
+class build_ext_from_pyx(build_ext):
+    """Generates the C when it is needed, so that an sdist is made without."""
+
+    def run(self):
+        for extension in self.extensions:
+            # A folder a module: the cores have one source, and generated C stays out of the source tree. Only the
+            # sources are taken over: cythonize hands the flags of one module on to the next of the same source.
+            [generated] = cythonize([Extension(extension.name, extension.sources)],
+                                    build_dir=f"build/cython/{extension.name}", include_path=["."],
+                                    compiler_directives=directives, force=True)
+            extension.sources = generated.sources
+        super().run()
+
+
 extensions = [module("kernels", "src_pyx/kernels.pyx"), module("_cpu", "src_pyx/_cpu.pyx")]
 for isa, isa_flags in PATHS.items():
     for dtype, dtype_flags in DTYPES.items():
         extensions.append(module(f"_core_{isa}_{dtype}", "src_pyx/core.pyx", isa_flags + dtype_flags))
 
-setup(ext_modules=extensions, options={"build_ext": {"parallel": os.cpu_count()}})
+setup(ext_modules=extensions, cmdclass={"build_ext": build_ext_from_pyx},
+      options={"build_ext": {"parallel": os.cpu_count()}})

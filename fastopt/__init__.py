@@ -1,6 +1,6 @@
 """fastopt: fast, reproducible training of dense networks and linear classifiers on the CPU."""
 
-from ._dispatch import show_config
+from .config import __version__, show_config
 from .dense import dense_backward, dense_forward
 from .errors import DivergenceError, ModelFormatError
 from .gradcheck import check_gradient
@@ -19,10 +19,9 @@ from .network import MLP
 from .optim import SGD, momentum_step, nesterov_step, sgd_step
 from .training import EarlyStopping, History, Trainer
 
-__version__ = "0.1.0"
-
 __all__ = [
-    "MLP", "SGD", "DivergenceError", "EarlyStopping", "History", "ModelFormatError", "Trainer", "accuracy",
-    "binary_cross_entropy", "check_gradient", "dense_backward", "dense_forward", "hinge", "mae", "momentum_step",
-    "mse", "msle", "nesterov_step", "sgd_step", "show_config", "softmax", "softmax_cross_entropy", "squared_hinge",
+    "MLP", "SGD", "DivergenceError", "EarlyStopping", "History", "ModelFormatError", "Trainer", "__version__",
+    "accuracy", "binary_cross_entropy", "check_gradient", "dense_backward", "dense_forward", "hinge", "mae",
+    "momentum_step", "mse", "msle", "nesterov_step", "sgd_step", "show_config", "softmax", "softmax_cross_entropy",
+    "squared_hinge",
 ]

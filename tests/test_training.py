@@ -204,7 +204,9 @@ def test_dropout_keeps_a_draw_at_the_threshold(row, unit):
     expected, trained = reference.Trainer(net, **options), fo.Trainer(net, **options)
     expected.fit(X, y, epochs=1)
     trained.fit(X, y, epochs=1)
-    np.testing.assert_allclose(trained.net.flat, expected.net.flat, rtol=1e-12, atol=1e-12)  # one float64 step
+    np.testing.assert_allclose(
+        trained.net.flat, expected.net.flat, rtol=1e-12, atol=1e-12
+    )  # one float64 step
 
 
 # ---------------------------------------------------------------------------------------- a loss of one's own
