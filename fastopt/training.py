@@ -23,7 +23,8 @@ HISTORY = ("loss", "val_loss", "lr", "seconds")
 class History:
     """What each epoch of a Trainer gave: `loss`, `val_loss`, `lr` and `seconds`, one entry an epoch.
 
-    `val_loss` is nan for an epoch without validation data; `lr` is the learning rate of the epoch's last step.
+    `val_loss` is nan for an epoch without validation data, and inf where that loss was not finite; `lr` is the
+    learning rate of the epoch's last step.
     """
 
     def __init__(self):
@@ -345,11 +346,18 @@ class Trainer:
                 if self._stopping:
                     break
                 whole = self._state["partial"] is None
+                # only a loss of one's own can fail on checked validation data
+                snapshot = self._snapshot() if validation is not None and callable(self._loss) else None
                 entries = self._run_batches(engine, data, order, workers, check_finite, watch)
                 if entries is None:
                     break
                 check_finite = check_finite and not whole
-                watch = self._end_epoch(engine, validation, watch, entries)
+                try:
+                    watch = self._end_epoch(engine, validation, watch, entries)
+                except Exception:
+                    if snapshot is not None:
+                        kernels.commit(*snapshot)
+                    raise
                 bar.update_losses(self._history)
                 if self._is_to_stop(watch, target_loss, callbacks):
                     break
@@ -361,6 +369,11 @@ class Trainer:
                 parameters = self._parameters()
                 parameters = parameters.copy() if parameters is net.flat else parameters
                 kernels.commit([(net.flat, watch.flat)], self._state, {"continuation": (watch.flat, parameters)}, [])
+
+    def _snapshot(self):
+        """What `commit` takes to go back to now."""
+        arrays = [self._net.flat] if self._velocity is None else [self._net.flat, self._velocity]
+        return [(array, array.copy()) for array in arrays], self._state, dict(self._state), []
 
     def _parameters(self):
         """What training goes on from: the network's parameters, unless it shows others and they are untouched."""

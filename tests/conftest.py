@@ -1,9 +1,14 @@
 """What the test files share: where the public data lies, and how Hypothesis draws."""
 
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# `python -m pytest` puts the checkout first, where fastopt may be source alone: an installed one comes before it.
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:] = [folder for folder in sys.path if folder not in ("", str(ROOT))] + [str(ROOT)]
 
 # Always the same examples, so that a run says something about the code only; --hypothesis-profile=thorough
 # draws ten thousand.
@@ -15,7 +20,7 @@ settings.load_profile("fixed")
 @pytest.fixture(scope="session")
 def data_folder():
     """The folder of public data sets that may lie beside the repository."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"the public data sets are not at {folder}")
     return folder

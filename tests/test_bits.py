@@ -288,7 +288,8 @@ def traces():
         "numpy errors": np.geterr(),
         "numpy random": repr(np.random.get_state()),
         "handlers": [signal.getsignal(s) for s in signal.valid_signals() if s not in (9, 19)],
-        "caught": (status["SigCgt"], status["SigIgn"], status["SigBlk"]),
+        # but for signals 32 and 33, which the C library takes for itself with the first thread
+        "signals": [int(status[name], 16) & ~(3 << 31) for name in ("SigCgt", "SigIgn", "SigBlk")],
         "threads": threading.active_count(),
         "environment": dict(os.environ),
         "hooks": (sys.excepthook, sys.unraisablehook, threading.excepthook, sys.getswitchinterval()),
