@@ -18,6 +18,8 @@ ACTIVATIONS = {None: 0, "relu": 1, "sigmoid": 2, "tanh": 3}
 LABEL_LOSSES = ("softmax_cross_entropy", "hinge", "squared_hinge")
 TARGET_LOSSES = ("binary_cross_entropy", "mse", "mae", "msle")
 MAX_THREADS = 64
+#: Multiply-adds that are worth a thread, about 0.1 ms of them: beside a busy neighbour a thread starts that late.
+WORTH_A_THREAD = 4_000_000
 
 # -- scalars ----------------------------------------------------------------------------------------------------
 
@@ -139,7 +141,7 @@ def available_threads():
 def threads(n_threads, operations):
     """How many threads for so many multiply-adds between two synchronisations; at most n_threads."""
     if n_threads is None:
-        return min(available_threads(), max(1, int(operations) // 500_000), MAX_THREADS)
+        return min(available_threads(), max(1, int(operations) // WORTH_A_THREAD), MAX_THREADS)
     return min(integer("n_threads", n_threads, 1), MAX_THREADS)
 
 

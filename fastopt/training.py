@@ -337,7 +337,7 @@ class Trainer:
         engine.load(self._parameters(), self._velocity)
         engine.bind(data.features, data.labels, data.targets, data.weight)
         order = np.arange(n)
-        workers = boundary.threads(self._n_threads, min(self._batch_size, n) * net.n_parameters)
+        workers = boundary.threads(self._n_threads, 3 * min(self._batch_size, n) * net.n_parameters)
         check_finite = data.X.dtype.kind == "f"
         before = self._state["updates"], self._state["epoch"]
         self._engine = engine
