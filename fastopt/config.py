@@ -1,7 +1,6 @@
 """What fastopt found on this machine."""
 
-from . import _cpu
-from ._dispatch import ISA
+from ._dispatch import ISA, _cpu
 from .boundary import available_threads
 
 __version__ = "0.1.0"

@@ -165,7 +165,7 @@ def test_a_row_alone_in_any_batch_in_any_order(sizes, activation, dtype):
 def run(arguments, **environment):
     """What a Python process prints."""
     child = subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, "-P", *arguments],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -255,7 +255,7 @@ def test_golden_hashes(on_path):
 
 def test_an_unknown_path_is_an_import_error():
     child = subprocess.run(
-        [sys.executable, "-c", "import fastopt"],
+        [sys.executable, "-P", "-c", "import fastopt"],
         env=os.environ | {"FASTOPT_ISA": "nonsense"},
         capture_output=True,
         text=True,

@@ -871,7 +871,7 @@ def in_a_process(program):
     """Runs a program that wrong code could crash; what it prints."""
     header = "import numpy as np, fastopt as fo\n"
     done = subprocess.run(
-        [sys.executable, "-c", header + program], capture_output=True, text=True, timeout=120
+        [sys.executable, "-P", "-c", header + program], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr}"
     return done.stdout
