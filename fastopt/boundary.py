@@ -138,11 +138,26 @@ def available_threads():
     return min(limit for limit in limits if limit is not None)
 
 
+#: In a forked child the OpenMP pool of the parent is dead and waiting for it would never end: one thread there.
+_forked = False
+
+
+def _after_fork():
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def threads(n_threads, operations):
     """How many threads for so many multiply-adds between two synchronisations; at most n_threads."""
     if n_threads is None:
-        return min(available_threads(), max(1, int(operations) // WORTH_A_THREAD), MAX_THREADS)
-    return min(integer("n_threads", n_threads, 1), MAX_THREADS)
+        limit = min(available_threads(), max(1, int(operations) // WORTH_A_THREAD))
+    else:
+        limit = integer("n_threads", n_threads, 1)
+    return 1 if _forked else min(limit, MAX_THREADS)
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------
@@ -262,6 +277,13 @@ def check_overflow(name, array):
     if not core(array.dtype).call_all_finite(array.reshape(-1)):
         index = np.unravel_index(int(np.argmin(np.isfinite(array))), array.shape)
         raise OverflowError(f"{name}[{', '.join(str(int(i)) for i in index)}] overflows {array.dtype}")
+
+
+def check_parameters(flat):
+    """That a network's parameters are finite: `load` refuses others."""
+    if not core(flat.dtype).call_all_finite(flat):
+        index = int(np.argmin(np.isfinite(flat)))
+        raise ValueError(f"net.flat[{index}] is {flat[index]}: a network with it cannot be saved")
 
 
 def features(name, value, n_features, dtype):

@@ -54,12 +54,14 @@ def dense_forward(x, weight, bias=None, *, activation=None, out=None, n_threads=
     samples = boundary.data("x", x, (None, n_in), dtype)
     n = len(samples)
     workers = boundary.threads(n_threads, n * n_in * n_out)
-    if out is None:
-        out = np.empty((n, n_out), dtype)
-    else:
+    if out is not None:
         boundary.output("out", out, (n, n_out), dtype, {"x": x, "weight": weight, "bias": bias})
-    core(dtype).call_dense_forward(samples, w, b, out, code, workers)
-    boundary.check_overflow("out", out)
+    result = np.empty((n, n_out), dtype)
+    core(dtype).call_dense_forward(samples, w, b, result, code, workers)
+    boundary.check_overflow("out", result)
+    if out is None:
+        return result
+    out[...] = result  # an error must not have touched it
     return out
 
 

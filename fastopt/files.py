@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import json
 import os
-import tempfile
 
 import numpy as np
 import safetensors
@@ -24,16 +23,18 @@ BLANK = "0" * 64
 
 def write(path, tensors, description):
     """Tensors and a description of JSON values, atomically."""
-    path = os.path.abspath(os.fspath(path))
+    path = os.path.realpath(os.fsdecode(path))
     content = signed(tensors, {"format": str(FORMAT), "fastopt": json.dumps(description)})
     folder = os.path.dirname(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".part", dir=folder)
+    temporary = os.path.join(folder, f".fastopt-{os.urandom(8).hex()}.part")
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(temporary, os.stat(path).st_mode & 0o7777)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -62,12 +63,6 @@ def _sha256(content, at):
     digest.update(BLANK.encode())
     digest.update(view[at + len(BLANK) :])
     return digest.hexdigest()
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextlib.contextmanager

@@ -176,7 +176,7 @@ def binary_cross_entropy(scores, y, *, sample_weight=None, reduction="mean"):
         l_i = \frac1m \sum_j \log(1 + e^{s_{ij}}) - y_{ij} s_{ij}, \qquad
         \partial l_i / \partial s_{ij} = (\sigma(s_{ij}) - y_{ij}) / m
 
-    computed as max(s, 0) - y s + log(1 + e^-|s|), which is exact for logits of any size.
+    computed as |s| (y or, for s >= 0, 1 - y) + log(1 + e^-|s|), where no large terms cancel.
 
     Parameters
     ----------

@@ -174,6 +174,7 @@ class MLP:
         pieces._set_flat(grad)
         for start in range(0, len(scores), ROWS_A_CHUNK):
             self._add_gradient(features, start, dscores[start : start + ROWS_A_CHUNK], pieces)
+        boundary.check_overflow("the gradient", grad)
         return value, grad
 
     def _add_gradient(self, features, start, dscores, grad):
@@ -216,7 +217,10 @@ class MLP:
         ------
         OSError
             The file cannot be written; an old one is as it was.
+        ValueError
+            A parameter is not finite.
         """
+        boundary.check_parameters(self._flat)
         files.write(path, {"flat": self._flat}, {"kind": "model", "network": files.network_description(self)})
 
     @classmethod

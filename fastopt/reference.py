@@ -264,7 +264,7 @@ def _shuffle(seed, epoch, n):
 def _dropout(seed, step, layer, shape, p):
     """The mask on hidden outputs: 0 with probability p, else 1/(1−p); from the stream (seed, 2, t, l)."""
     i = np.arange(shape[0] * shape[1], dtype=np.uint64).reshape(shape)
-    kept = _bits(_stream(seed, 2, step, layer), i) >> 40 >= round(p * 2**24)
+    kept = _bits(_stream(seed, 2, step, layer), i) >> 40 >= int(p * 2**24 + 0.5)
     return kept / (1.0 - p)
 
 

@@ -411,8 +411,10 @@ class Trainer:
         if outcome == "bad input":
             boundary.check_features_finite("X", data.X, data.features, self._net.dtype)
             raise ValueError("X changed while it was read: it held a value that is not finite")
+        if outcome == "diverged" and engine.error is not None:
+            raise engine.error
         if outcome == "diverged" or not engine.parameters_finite():
-            what = "the loss is" if outcome == "diverged" else "the parameters are"
+            what = "the loss is" if outcome == "diverged" else "at the epoch's end the parameters are"
             batch = min(engine.next_batch, n_batches - 1)
             raise DivergenceError(f"epoch {self.epoch}, batch {batch}: {what} not finite; the network is as after the "
                                   f"last epoch that was finite")
@@ -436,7 +438,7 @@ class Trainer:
             start = engine.next_batch * self._batch_size
             value, dscores = boundary.loss_result(
                 self._loss(scores[:n].copy(), data.y[order[start : start + n]]), scores[:n])
-            if not (math.isfinite(value) and np.isfinite(dscores).all()):
+            if not (math.isfinite(value * n) and np.isfinite(dscores).all()):
                 return "diverged"
             engine.backward_batch(dscores, value * n, workers)
 
@@ -491,27 +493,38 @@ class Trainer:
 
     def _validation_loss(self, data):
         """The weighted mean loss over a data set; inf where scores overflow or leave the loss's domain."""
-        try:
-            value = self._evaluate(data)
-        except OverflowError:
-            return math.inf
+        value = self._evaluate(data)
         return value if math.isfinite(value) else math.inf
+
+    def _scores(self, X):
+        """The network's scores; nan where they overflow."""
+        try:
+            return self._net.forward(X, self._n_threads)
+        except OverflowError:
+            return np.full((len(X), self._net.sizes[-1]), math.nan, self._net.dtype)
 
     def _evaluate(self, data):
         net, kernels = self._net, core(self._net.dtype)
         n = data.features.n
         if callable(self._loss):
-            scores = net.forward(data.X, self._n_threads)
+            scores = self._scores(data.X)
             return boundary.loss_result(self._loss(scores.copy(), data.y), scores)[0]
         total = 0.0
         for start in range(0, n, ROWS_A_VALIDATION_CHUNK):
             rows = slice(start, start + ROWS_A_VALIDATION_CHUNK)
-            scores = net.forward(data.X[rows], self._n_threads)
+            scores = self._scores(data.X[rows])
             labels, targets, weight = (None if a is None else a[rows] for a in (data.labels, data.targets, data.weight))
             losses = np.empty(len(scores), net.dtype)
             kernels.call_loss(kernels.LOSSES[self._loss], scores, labels, targets, None, losses, np.empty_like(scores))
             total += kernels.call_weighted_sum(losses, weight)
         return total / (n if data.weight is None else kernels.call_weighted_sum(data.weight, None))
+
+    def __getstate__(self):
+        """All but what belongs to a running fit and to this machine."""
+        return {name: value for name, value in vars(self).items() if name not in ("_turn", "_engine")}
+
+    def __setstate__(self, state):
+        vars(self).update(state, _turn=core(state["_net"].dtype).Turn(), _engine=None, _stopping=False)
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
@@ -524,11 +537,14 @@ class Trainer:
         ------
         OSError
             The file cannot be written; an old one is as it was.
+        ValueError
+            A parameter is not finite.
         RuntimeError
             A fit is running in another thread.
         """
         if self._turn.is_anothers():
             raise RuntimeError("a fit is running in another thread: save from a callback, or stop it first")
+        boundary.check_parameters(self._net.flat)
         optimizer, history = self._optimizer, self._history
         watch, continuation = self._state["watch"], self._state["continuation"]
         tensors = {name: np.array(getattr(history, name), np.float64) for name in HISTORY}

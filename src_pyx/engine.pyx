@@ -11,8 +11,8 @@
 cdef enum:
     ROWS_A_GROUP = 32          # two vectors of rows on the widest path
     INPUTS_A_UNIT = 56         # four of the tallest tiles
-    PHASE_SHIFT = 20           # units left are counted in the low bits of the shared word
-    UNITS_MASK = (1 << 20) - 1
+    PHASE_SHIFT = 28           # units left are counted in the low bits of the shared word
+    UNITS_MASK = (1 << 28) - 1
 
 cdef enum Phase:
     ROWS
@@ -63,7 +63,7 @@ cdef class Engine:
     cdef list memory
     cdef Py_ssize_t batch, batch_ld, row_block
     cdef int rule, loss
-    cdef double momentum, weight_decay, l1, label_smoothing, dropout
+    cdef double momentum, weight_decay, l1, dropout
     cdef bint decay_bias
     cdef uint64_t seed
     # the data set
@@ -104,8 +104,7 @@ cdef class Engine:
     cdef int64_t* bad_input
 
     def __cinit__(self, sizes, activations, Py_ssize_t batch, int loss, int rule, double momentum,
-                  double weight_decay, double l1, bint decay_bias, double dropout, uint64_t seed,
-                  double label_smoothing=0.0):
+                  double weight_decay, double l1, bint decay_bias, double dropout, uint64_t seed):
         cdef Layer* layer
         cdef Py_ssize_t i, weights = 0, width
         self.memory = []
@@ -114,7 +113,7 @@ cdef class Engine:
         self.batch_ld = padded(batch)
         self.loss, self.rule, self.momentum = loss, rule, momentum
         self.weight_decay, self.l1, self.decay_bias = weight_decay, l1, decay_bias
-        self.dropout, self.seed, self.label_smoothing = dropout, seed, label_smoothing
+        self.dropout, self.seed = dropout, seed
         self.layers = <Layer*> self.allocate(self.n_layers * sizeof(Layer))
         for i in range(self.n_layers):
             layer = &self.layers[i]
@@ -134,7 +133,8 @@ cdef class Engine:
                 layer.active = self.allocate_reals(batch * layer.ld)
                 layer.factors = self.allocate_reals(batch * layer.ld)
             layer.doutput = self.allocate_reals(batch * layer.ld)
-            layer.doutput_t = self.allocate_reals((layer.n_out + 2 * VL) * self.batch_ld)
+            if i > 0:
+                layer.doutput_t = self.allocate_reals((layer.n_out + 2 * VL) * self.batch_ld)
         self.link_hidden_rows()
         width = sizes[self.n_layers]
         self.scores = self.allocate_reals(batch * width)
@@ -250,9 +250,6 @@ cdef class Engine:
         """Ends the running epoch before its next batch; safe from any thread."""
         atomic_write(self.stop_requested, 1)
 
-    def clear_stop(self):
-        atomic_write(self.stop_requested, 0)
-
     # -- one step -----------------------------------------------------------------------------------------------
 
     cdef void open_batch(self) noexcept nogil:
@@ -335,7 +332,7 @@ cdef class Engine:
     cdef void loss_of_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
         cdef Py_ssize_t k = self.layers[self.n_layers - 1].n_out
         loss_rows(self.loss, self.scores + r0 * k, self.batch_labels + r0, self.batch_targets + r0 * k,
-                  self.factor + r0, self.losses + r0, self.dscores + r0 * k, r1 - r0, k, self.label_smoothing)
+                  self.factor + r0, self.losses + r0, self.dscores + r0 * k, r1 - r0, k, 0)
 
     cdef void backward_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
         """The gradient before every activation, from dscores down to the first layer's."""

@@ -1,5 +1,6 @@
 """What the test files share: where the public data lies, and how Hypothesis draws."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from hypothesis import settings
 # `python -m pytest` puts the checkout first, where fastopt may be source alone: an installed one comes before it.
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [folder for folder in sys.path if folder not in ("", str(ROOT))] + [str(ROOT)]
+
+# A job started in the background may have been told to ignore Ctrl-C, which some tests send to themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Always the same examples, so that a run says something about the code only; --hypothesis-profile=thorough
 # draws ten thousand.

@@ -345,6 +345,28 @@ def test_import_brings_no_other_package():
     )
 
 
+def test_a_forked_child_goes_on():
+    """OpenMP's threads do not live on in it; a child that waited for them would wait for ever."""
+    run(
+        [
+            "-c",
+            "import os, signal, sys, time, numpy as np, fastopt as fo\n"
+            "X, net = np.ones((4000, 50)), fo.MLP([50, 64, 2], dtype='float64')\n"
+            "def train():\n"
+            "    t = fo.Trainer(net.copy(), loss='softmax_cross_entropy', optimizer=fo.SGD(0.1), seed=0, n_threads=2)\n"
+            "    t.fit(X, np.zeros(4000, int), epochs=1)\n"
+            "    return t.net.flat.tobytes() + net.forward(X, n_threads=2).tobytes()\n"
+            "expected = train()\n"
+            "child = os.fork()\n"
+            "if child == 0:\n"
+            "    signal.alarm(60)\n"
+            "    os._exit(0 if train() == expected else 1)\n"
+            "assert os.waitpid(child, 0)[1] == 0\n"
+            "assert train() == expected",
+        ]
+    )
+
+
 if __name__ == "__main__":
     everything = {f"{name}, {dtype}": result(name, dtype, 1) for name, dtype in NAMES}
     if len(sys.argv) > 1:

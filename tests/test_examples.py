@@ -46,7 +46,8 @@ def test_digits(capsys, tmp_path):
     network, network_numpy, svm, svm_numpy = accuracies(out)
     assert network > 95 and svm > 93
     assert abs(network - network_numpy) < 2.5 and abs(svm - svm_numpy) < 2.5
-    assert len(re.findall(r"pure Python .* x  ~ from [\d,]+ of 860 mini-batches", out)) == 2
+    # a fast machine may finish a pure-Python run, which is then not extrapolated
+    assert len(re.findall(r"pure Python .* x( +~ from [\d,]+ of 860 mini-batches)?\n", out)) == 2
     assert is_png(tmp_path / "digits.png")
 
 
