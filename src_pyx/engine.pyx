@@ -297,12 +297,20 @@ cdef class Engine:
             i = self.order[self.start + r]
             row = self.features.row(i, self.gathered + r * ld if self.gathered != NULL else NULL)
             self.layers[0].inputs[r] = row
-            if self.check_finite and not all_finite(row, self.features.width):
-                atomic_write(self.bad_input, 1)
             if self.labels is not None:
                 self.batch_labels[r] = self.labels[i]
             if self.targets is not None:
                 memcpy(self.batch_targets + r * width, &self.targets[i, 0], width * sizeof(real))
+
+    cdef void check_rows(self, Layer* layer, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
+        # A value that is not finite makes every output of its row's chains so, whatever the weight: one is looked at
+        # before the activation, and the row itself only to tell such a value from an overflow.
+        cdef Py_ssize_t r
+        cdef real first
+        for r in range(r0, r1):
+            first = layer.active[r * layer.ld]
+            if first - first != 0 and not all_finite(layer.inputs[r], layer.n_in):
+                atomic_write(self.bad_input, 1)
 
     cdef void forward_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
         cdef Layer* layer = self.layers
@@ -316,6 +324,8 @@ cdef class Engine:
                 product(False, vectors(width), r1 - r0, layer.inputs + r0, 0, layer.n_in,
                         layer.weight + o * layer.n_in, lanes, layer.bias + o, 0,
                         layer.active + r0 * layer.ld + o, layer.ld)
+            if i == 0 and self.check_finite:
+                self.check_rows(layer, r0, r1)
             for r in range(r0, r1):
                 activation_forward(layer.activation, layer.active + r * layer.ld, layer.n_out)
             if layer.factors != NULL:
