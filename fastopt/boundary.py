@@ -309,8 +309,8 @@ def _bad_label(name, array, ok, allowed):
     return ValueError(f"{name}[{index}] = {array[index]} is not in {allowed}")
 
 
-def labels(name, value, n, n_classes):
-    """(n,) labels 0 .. n_classes-1 as int64, or for one column of scores -1 and 1; always a copy.
+def labels(name, value, n, n_classes, signs):
+    """(n,) labels 0 .. n_classes-1, or the signs -1 and 1, as int64; always a copy.
 
     The kernels index memory by them: nobody else may hold the array that was checked.
     """
@@ -318,7 +318,7 @@ def labels(name, value, n, n_classes):
     if array.dtype.kind == "b":
         raise TypeError(f"{name} must hold integer labels, got dtype bool")
     _check_shape(name, array, (n,))
-    if n_classes == 1:
+    if signs:
         ok, allowed = (array == 1) | (array == -1), "-1, 1"
     else:
         ok, allowed = (array >= 0) & (array < n_classes), f"0..{n_classes - 1}"
@@ -378,22 +378,10 @@ def loss_inputs(loss, scores_name, scores, y_name, y, weight):
     n, k = array.shape
     label_array = target_array = None
     if loss in LABEL_LOSSES:
-        binary = k == 1 and loss != "softmax_cross_entropy"
-        label_array = labels(y_name, y, n, k) if binary or k > 1 else _only_class(y_name, y, n)
+        label_array = labels(y_name, y, n, k, signs=k == 1 and loss != "softmax_cross_entropy")
     else:
         target_array = targets(y_name, y, original.shape, dtype, loss)
     return array, label_array, target_array, sample_weight(weight, n, dtype)
-
-
-def _only_class(name, value, n):
-    """Labels of a softmax over one class: all 0."""
-    array = real_array(name, value)
-    if array.dtype.kind == "b":
-        raise TypeError(f"{name} must hold integer labels, got dtype bool")
-    _check_shape(name, array, (n,))
-    if not (array == 0).all():
-        raise _bad_label(name, array, array == 0, "0..0")
-    return np.zeros(n, np.int64)
 
 
 def explain_loss(loss, scores_name, scores, dtype):

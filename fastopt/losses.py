@@ -373,6 +373,6 @@ def accuracy(scores, y):
     array = boundary.real_array("scores", scores)
     s = boundary.data("scores", array, (None,) if array.ndim == 1 else (None, None))
     s = s.reshape(len(s), -1)
-    labels = boundary.labels("y", y, len(s), s.shape[1])
+    labels = boundary.labels("y", y, len(s), s.shape[1], signs=s.shape[1] == 1)
     predicted = np.where(s[:, 0] > 0, 1, -1) if s.shape[1] == 1 else np.argmax(s, axis=1)
     return float(np.mean(predicted == labels))

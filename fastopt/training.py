@@ -295,7 +295,7 @@ class Trainer:
             if sample_weight is not None:
                 raise ValueError("sample_weight cannot be used with a loss of your own: weight the samples inside it")
         elif self._loss in boundary.LABEL_LOSSES:
-            labels = boundary.labels(y_name, y, n, n_out)
+            labels = boundary.labels(y_name, y, n, n_out, signs=n_out == 1)
         else:
             targets = boundary.targets(y_name, y, (n, n_out), net.dtype, self._loss)
         return _Data(array, y, features, labels, targets, boundary.sample_weight(sample_weight, n, net.dtype))
