@@ -29,10 +29,14 @@ def _show(value):
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def number(name, value, *, least=-math.inf, above=-math.inf, below=math.inf):
-    """A finite real number with least <= value, above < value < below."""
+def _check_real(name, value):
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {_show(value)}")
+
+
+def number(name, value, *, least=-math.inf, above=-math.inf, below=math.inf):
+    """A finite real number with least <= value, above < value < below."""
+    _check_real(name, value)
     try:
         result = float(value)
     except OverflowError:
@@ -57,8 +61,7 @@ def one_number(name, value):
         raise ValueError(f"{name} must be one number, got shape {np.shape(value)}")
     if isinstance(value, np.ndarray):
         value = value.item()
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a real number, got {_show(value)}")
+    _check_real(name, value)
     return float(value)
 
 
@@ -167,6 +170,11 @@ def _shape_text(shape):
     return str(tuple("n" if size is None else size for size in shape)).replace("'", "")
 
 
+def _place(name, index):
+    """An element as messages name it: X[17, 3]."""
+    return f"{name}[{', '.join(str(int(i)) for i in index)}]"
+
+
 def _check_unmasked(name, value):
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it first")
@@ -214,10 +222,10 @@ def first_nonfinite(name, original, dtype, row_offset=0):
         bad = ~np.isfinite(original.astype(dtype, copy=False))
     index = np.unravel_index(int(np.argmax(bad)), original.shape)
     value = original[index]
-    where = ", ".join(str(int(i) + (row_offset if axis == 0 else 0)) for axis, i in enumerate(index))
+    place = _place(name, (index[0] + row_offset, *index[1:]) if index else index)
     if np.isfinite(value):
-        return ValueError(f"{name}[{where}] = {value} does not fit {np.dtype(dtype).name}")
-    return ValueError(f"{name}[{where}] is {value}")
+        return ValueError(f"{place} = {value} does not fit {np.dtype(dtype).name}")
+    return ValueError(f"{place} is {value}")
 
 
 def data(name, value, shape, dtype=None):
@@ -276,7 +284,7 @@ def check_overflow(name, array):
     """That a product of finite arrays stayed finite."""
     if not core(array.dtype).call_all_finite(array.reshape(-1)):
         index = np.unravel_index(int(np.argmin(np.isfinite(array))), array.shape)
-        raise OverflowError(f"{name}[{', '.join(str(int(i)) for i in index)}] overflows {array.dtype}")
+        raise OverflowError(f"{_place(name, index)} overflows {array.dtype}")
 
 
 def check_parameters(flat):
@@ -348,7 +356,7 @@ def _check_domain(name, array, loss):
         return
     if not ok.all():
         index = np.unravel_index(int(np.argmin(ok)), array.shape)
-        raise ValueError(f"{name}[{', '.join(str(int(i)) for i in index)}] = {array[index]} is not {domain}")
+        raise ValueError(f"{_place(name, index)} = {array[index]} is not {domain}")
 
 
 def sample_weight(value, n, dtype):
@@ -364,8 +372,14 @@ def sample_weight(value, n, dtype):
     return array
 
 
+def no_sample_weight(value):
+    """That a loss written in Python comes without weights."""
+    if value is not None:
+        raise ValueError("sample_weight cannot be used with a loss of your own: weight the samples inside it")
+
+
 def loss_inputs(loss, scores_name, scores, y_name, y, weight):
-    """What a loss kernel takes: scores (n, k), labels, targets, weights; and the shape of the gradient."""
+    """What a loss kernel takes: scores (n, k), labels, targets, weights."""
     original = real_array(scores_name, scores)
     if original.ndim not in (1, 2):
         raise ValueError(f"{scores_name} must have shape (n,) or (n, m), got {original.shape}")

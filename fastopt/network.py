@@ -256,8 +256,7 @@ def _initial(init, shape, rng):
 def loss_of_scores(loss, scores, y, sample_weight=None):
     """(mean loss, gradient) of a named loss or of a callable, whose answer is checked."""
     if callable(loss):
-        if sample_weight is not None:
-            raise ValueError("sample_weight cannot be used with a loss of your own: weight the samples inside it")
+        boundary.no_sample_weight(sample_weight)
         value, dscores = boundary.loss_result(loss(scores.copy(), y), scores)
         if not (math.isfinite(value) and np.isfinite(dscores).all()):
             raise ValueError(f"loss returned a value or gradient that is not finite: the value is {value}")

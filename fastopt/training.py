@@ -292,8 +292,7 @@ class Trainer:
             y = boundary.rectangular(y_name, y)
             if y.ndim == 0 or len(y) != n:
                 raise ValueError(f"{y_name} must have {n} entries, got shape {y.shape}")
-            if sample_weight is not None:
-                raise ValueError("sample_weight cannot be used with a loss of your own: weight the samples inside it")
+            boundary.no_sample_weight(sample_weight)
         elif self._loss in boundary.LABEL_LOSSES:
             labels = boundary.labels(y_name, y, n, n_out, signs=n_out == 1)
         else:
