@@ -21,7 +21,9 @@ cdef extern from "simd.h" nogil:
     ctypedef double vec             # VL of them; arithmetic operators act on lanes, comparisons do not
     ctypedef void INLINED           # always inlined: constant arguments unroll the loops over a tile
     ctypedef double INLINED_VEC
+    ctypedef void NOT_INLINED       # a tile's accumulators need all registers: nothing around it may hold one
     enum: VL
+    enum: LANES
     enum: MR
     enum: SUM_LANES
     enum: MANTISSA
@@ -51,7 +53,7 @@ cdef extern from "simd.h" nogil:
     void vtranspose(vec* rows)
     float half_to_float(uint16_t h)
     uint64_t multiply_high(uint64_t a, uint64_t b)
-    void prefetch(const char* p, Py_ssize_t n)
+    void prefetch(const char* p)
     int64_t atomic_read(const int64_t* p)
     void atomic_write(int64_t* p, int64_t value)
     int64_t atomic_subtract(int64_t* p, int64_t value)

@@ -2,109 +2,166 @@
 # ascending order; vector lanes run along the output. Vector width, tile shape, block and thread change no bit.
 
 cdef enum:
-    BLOCK = 256  # contraction steps packed at a time: a panel of them stays in the first-level cache
-    MAX_VL = 16  # VL is known to the C compiler only; array sizes must suit every path
+    BLOCK = 128  # contraction steps at a time: what two operands of a tile need stays in the first-level cache
+    MAX_VL = 16  # VL and LANES are known to the C compiler only; array sizes must suit every path
+
+cdef enum Operand:
+    BY_ROW      # a[i, k] = a[i*lda + k]
+    BY_PANEL    # a[i, k] = a[i*LANES + k % LANES + k // LANES * lda]
+    BY_COLUMN   # a[i, k] = a[i + k*lda]
+    SCATTERED # the same, and the rows of b lie wherever b_rows says
 
 
-cdef inline INLINED tile(bint by_column, int m, int nv, const real** rows, Py_ssize_t offset, Py_ssize_t length,
-                         const real* b, Py_ssize_t ldb, const real* start, Py_ssize_t lds,
-                         real* out, Py_ssize_t ldo) noexcept nogil:
-    """out[i] = start[i] + sum over k of a[i, k] * b[k, :nv*VL], a[i, k] = rows[i][offset+k] or rows[k][offset+i]"""
+cdef struct Fetch:
+    # Cache lines to be asked for while tiles compute. A tile asks for one at each of its steps, as a burst would hold
+    # up its own reads; the same line of 8 rows after another, so that their pages are looked up together.
+    const char** rows
+    Py_ssize_t n_rows
+    Py_ssize_t lines             # of a row
+    Py_ssize_t row, line         # the next
+    Py_ssize_t left
+    Py_ssize_t steps             # from one line to the next; a line that is there is asked for in between
+    const char* addresses[BLOCK]
+
+
+cdef inline void fetch_nothing(Fetch* fetch) noexcept nogil:
+    cdef Py_ssize_t k
+    fetch.left = 0
+    for k in range(BLOCK):
+        fetch.addresses[k] = <const char*> fetch
+
+
+cdef inline const char** addresses_of(Fetch* fetch, Py_ssize_t length) noexcept nogil:
+    """What a tile of that length is to ask for"""
+    cdef Py_ssize_t k
+    if fetch.left > 0:
+        for k from 0 <= k < length by fetch.steps:
+            if fetch.left == 0:
+                break
+            fetch.addresses[k] = fetch.rows[fetch.row] + fetch.line * 64
+            fetch.left -= 1
+            fetch.row += 1
+            if fetch.row % 8 == 0 or fetch.row == fetch.n_rows:
+                fetch.line += 1
+                if fetch.line == fetch.lines:
+                    fetch.line = 0
+                else:
+                    fetch.row = (fetch.row - 1) // 8 * 8
+    return fetch.addresses
+
+
+cdef inline void add_addresses(Fetch* fetch, Py_ssize_t first, const real* start, Py_ssize_t n) noexcept nogil:
+    """And n values side by side, one line in every second step from `first` on"""
+    cdef Py_ssize_t i
+    for i in range(min(n * <Py_ssize_t> sizeof(real) // 64, (BLOCK - first) // 2)):
+        fetch.addresses[first + 2 * i] = <const char*> start + i * 64
+
+
+cdef inline INLINED tile(int operand, int m, int nv, const real* a, Py_ssize_t lda, Py_ssize_t length,
+                         const real* b, Py_ssize_t ldb, const real** b_rows, bint add,
+                         real* out, Py_ssize_t ldo, const char** fetch) noexcept nogil:
+    """out (m, nv*VL) = a (m, length) b (length, nv*VL), or += it; b[k] = b + k*ldb, or b_rows[k] + ldb"""
     cdef vec acc[MR][2]
     cdef vec lanes[2]
-    cdef vec a
-    cdef const real* column = NULL
+    cdef vec value
+    cdef const real* b_row
     cdef int i, v
-    cdef Py_ssize_t k
-    if start == NULL:
-        for i in range(m):
-            for v in range(nv):
-                acc[i][v] = vset(0)
-    else:
-        for i in range(m):
-            for v in range(nv):
-                acc[i][v] = vload(start + i * lds + v * VL)
-    for k in range(length):
+    cdef Py_ssize_t k = 0, stop
+    for i in range(m):
         for v in range(nv):
-            lanes[v] = vload(b + v * VL)
-        b += ldb
-        if by_column:
-            column = rows[k] + offset
-        for i in range(m):
-            a = vset(column[i] if by_column else rows[i][offset + k])
+            acc[i][v] = vload(out + i * ldo + v * VL) if add else vset(0)
+    while k < length:
+        stop = min(length, k + LANES) if operand == BY_PANEL else length
+        while k < stop:
+            b_row = b_rows[k] + ldb if operand == SCATTERED else b
+            prefetch(fetch[k])
             for v in range(nv):
-                acc[i][v] = vfma(a, lanes[v], acc[i][v])
+                lanes[v] = vload(b_row + v * VL)
+            for i in range(m):
+                value = vset(a[i * lda if operand == BY_ROW else i * LANES if operand == BY_PANEL else i])
+                for v in range(nv):
+                    acc[i][v] = vfma(value, lanes[v], acc[i][v])
+            a += lda if operand >= BY_COLUMN else 1
+            b += ldb if operand != SCATTERED else 0
+            k += 1
+        if operand == BY_PANEL and k % LANES == 0:
+            a += lda - LANES
     for i in range(m):
         for v in range(nv):
             vstore(out + i * ldo + v * VL, acc[i][v])
 
 
-cdef inline INLINED tile_of_height(int height, bint by_column, int nv, const real** rows, Py_ssize_t offset,
-                                   Py_ssize_t length, const real* b, Py_ssize_t ldb, const real* start,
-                                   Py_ssize_t lds, real* out, Py_ssize_t ldo) noexcept nogil:
+cdef inline INLINED tile_of_height(int height, int operand, int nv, const real* a, Py_ssize_t lda, Py_ssize_t length,
+                                   const real* b, Py_ssize_t ldb, const real** b_rows, bint add,
+                                   real* out, Py_ssize_t ldo, const char** fetch) noexcept nogil:
     # one compiled tile a height, so that its accumulators are registers; no height passes MR
     if height == 14:
-        tile(by_column, min(14, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tile(operand, min(14, MR), nv, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
     elif height == 13:
-        tile(by_column, min(13, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tile(operand, min(13, MR), nv, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
     elif height == 12:
-        tile(by_column, min(12, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tile(operand, min(12, MR), nv, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
     elif height == 11:
-        tile(by_column, min(11, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tile(operand, min(11, MR), nv, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
     elif height == 10:
-        tile(by_column, min(10, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tile(operand, min(10, MR), nv, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
     elif height == 9:
-        tile(by_column, min(9, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tile(operand, min(9, MR), nv, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
     elif height == 8:
-        tile(by_column, min(8, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tile(operand, min(8, MR), nv, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
     elif height == 7:
-        tile(by_column, min(7, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tile(operand, min(7, MR), nv, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
     elif height == 6:
-        tile(by_column, min(6, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tile(operand, min(6, MR), nv, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
     elif height == 5:
-        tile(by_column, min(5, MR), nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tile(operand, min(5, MR), nv, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
     elif height == 4:
-        tile(by_column, 4, nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tile(operand, 4, nv, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
     elif height == 3:
-        tile(by_column, 3, nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tile(operand, 3, nv, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
     elif height == 2:
-        tile(by_column, 2, nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tile(operand, 2, nv, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
     else:
-        tile(by_column, 1, nv, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tile(operand, 1, nv, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
 
 
-cdef inline INLINED tiles(bint by_column, int nv, Py_ssize_t m, const real** rows, Py_ssize_t offset,
-                          Py_ssize_t length, const real* b, Py_ssize_t ldb, const real* start, Py_ssize_t lds,
-                          real* out, Py_ssize_t ldo) noexcept nogil:
-    # as few tiles as hold m rows, of heights that differ by one at most
-    cdef Py_ssize_t n_tiles = (m + MR - 1) // MR
-    cdef Py_ssize_t i
-    cdef int height
-    for i in range(n_tiles):
-        height = <int> ((m * (i + 1)) // n_tiles - m * i // n_tiles)
-        tile_of_height(height, by_column, nv, rows, offset, length, b, ldb, start, lds, out, ldo)
-        if by_column:
-            offset += height
-        else:
-            rows += height
-        if start != NULL:
-            start += height * lds
-        out += height * ldo
+cdef inline Py_ssize_t tiles_of(Py_ssize_t m) noexcept nogil:
+    """As few tiles as hold m rows; their heights differ by one at most: tile t begins at row m * t // tiles."""
+    return (m + MR - 1) // MR
 
 
-cdef void product(bint by_column, int nv, Py_ssize_t m, const real** rows, Py_ssize_t offset, Py_ssize_t length,
-                  const real* b, Py_ssize_t ldb, const real* start, Py_ssize_t lds,
-                  real* out, Py_ssize_t ldo) noexcept nogil:
-    """The tile's product for any m and for nv = 1 or 2 vectors of lanes."""
-    if by_column:
+cdef inline INLINED tiles(int operand, int nv, Py_ssize_t m, const real* a, Py_ssize_t lda, Py_ssize_t length,
+                          const real* b, Py_ssize_t ldb, const real** b_rows, bint add,
+                          real* out, Py_ssize_t ldo, const char** fetch) noexcept nogil:
+    cdef Py_ssize_t t, i = 0, next_i
+    for t in range(tiles_of(m)):
+        next_i = m * (t + 1) // tiles_of(m)
+        tile_of_height(<int> (next_i - i), operand, nv,
+                       a + i * (lda if operand == BY_ROW else LANES if operand == BY_PANEL else 1), lda, length,
+                       b, ldb, b_rows, add, out + i * ldo, ldo, fetch)
+        i = next_i
+
+
+cdef NOT_INLINED product(int operand, int nv, Py_ssize_t m, const real* a, Py_ssize_t lda, Py_ssize_t length,
+                         const real* b, Py_ssize_t ldb, const real** b_rows, bint add,
+                         real* out, Py_ssize_t ldo, const char** fetch) noexcept nogil:
+    """The tile's product for any m and for nv = 1 or 2 vectors of lanes; every tile asks for the same `fetch`."""
+    if operand == SCATTERED:
+        tiles(SCATTERED, 2, m, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
+    elif operand == BY_PANEL:
         if nv == 2:
-            tiles(True, 2, m, rows, offset, length, b, ldb, start, lds, out, ldo)
+            tiles(BY_PANEL, 2, m, a, lda, length, b, ldb, NULL, add, out, ldo, fetch)
         else:
-            tiles(True, 1, m, rows, offset, length, b, ldb, start, lds, out, ldo)
+            tiles(BY_PANEL, 1, m, a, lda, length, b, ldb, NULL, add, out, ldo, fetch)
+    elif operand == BY_ROW:
+        if nv == 2:
+            tiles(BY_ROW, 2, m, a, lda, length, b, ldb, NULL, add, out, ldo, fetch)
+        else:
+            tiles(BY_ROW, 1, m, a, lda, length, b, ldb, NULL, add, out, ldo, fetch)
     elif nv == 2:
-        tiles(False, 2, m, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tiles(BY_COLUMN, 2, m, a, lda, length, b, ldb, NULL, add, out, ldo, fetch)
     else:
-        tiles(False, 1, m, rows, offset, length, b, ldb, start, lds, out, ldo)
+        tiles(BY_COLUMN, 1, m, a, lda, length, b, ldb, NULL, add, out, ldo, fetch)
 
 
 cdef void transpose(const real* source, Py_ssize_t lds, Py_ssize_t rows, Py_ssize_t columns,
@@ -141,57 +198,44 @@ cdef void panel_product(bint by_column, Py_ssize_t m, Py_ssize_t length, const r
 
     a is (m, length), by_column (length, m); b is (length, width), b_transposed (width, length).
     """
-    cdef real panel[BLOCK * 2 * MAX_VL]
-    cdef real partial[MR * 2 * MAX_VL]
-    cdef real first[2 * MAX_VL]
-    cdef const real* rows[BLOCK]
+    cdef vec panel_of[BLOCK * 2]
+    cdef vec partial_of[BLOCK * 2]
+    cdef real* panel = <real*> panel_of
+    cdef real* partial = <real*> partial_of
     cdef int nv = vectors(width)
+    cdef int operand = BY_COLUMN if by_column else BY_ROW
     cdef Py_ssize_t lanes = nv * VL
-    cdef Py_ssize_t k0, k, i, j, r, steps, height, part
-    cdef const real* start
-    cdef Py_ssize_t lds
-    cdef bint continued
-    memset(first, 0, sizeof(first))
-    if bias != NULL:
-        memcpy(first, bias, width * sizeof(real))
-    memset(panel, 0, sizeof(panel) if width < lanes else 0)
+    cdef Py_ssize_t k0, k, i, r, steps, height
+    cdef const real* a_block
+    cdef Fetch fetch
+    fetch_nothing(&fetch)
+    memset(panel, 0, sizeof(panel_of) if width < lanes else 0)
+    memset(partial, 0, sizeof(partial_of) if width < lanes else 0)
+    if not add:
+        for r in range(m):
+            if bias != NULL:
+                memcpy(out + r * ldo, bias, width * sizeof(real))
+            else:
+                memset(out + r * ldo, 0, width * sizeof(real))
     for k0 from 0 <= k0 < length by BLOCK:
         steps = min(<Py_ssize_t> BLOCK, length - k0)
-        continued = add or k0 > 0
-        start = first
-        lds = 0
         if b_transposed:
             transpose(b + k0, ldb, width, steps, panel, lanes)
         else:
             for k in range(steps):
                 memcpy(panel + k * lanes, b + (k0 + k) * ldb, width * sizeof(real))
-        if by_column:
-            for k in range(steps):
-                rows[k] = a + (k0 + k) * lda
         for i from 0 <= i < m by BLOCK:
             height = min(<Py_ssize_t> BLOCK, m - i)
-            if not by_column:
-                for r in range(height):
-                    rows[r] = a + (i + r) * lda
+            a_block = a + k0 * lda + i if by_column else a + i * lda + k0
             if width == lanes:
-                if continued:
-                    start = out + i * ldo
-                    lds = ldo
-                product(by_column, nv, height, rows, i if by_column else k0, steps, panel, lanes, start, lds,
-                        out + i * ldo, ldo)
+                product(operand, nv, height, a_block, lda, steps, panel, lanes, NULL, True, out + i * ldo, ldo, fetch.addresses)
             else:
-                # a row ends inside the vector: the tile is computed aside
-                for r from 0 <= r < height by MR:
-                    part = min(height - r, <Py_ssize_t> MR)
-                    if continued:
-                        start = partial
-                        lds = lanes
-                        for j in range(part):
-                            memcpy(partial + j * lanes, out + (i + r + j) * ldo, width * sizeof(real))
-                    product(by_column, nv, part, &rows[0 if by_column else r], i + r if by_column else k0, steps,
-                            panel, lanes, start, lds, partial, lanes)
-                    for j in range(part):
-                        memcpy(out + (i + r + j) * ldo, partial + j * lanes, width * sizeof(real))
+                # a row ends inside the vector: the tiles are computed aside
+                for r in range(height):
+                    memcpy(partial + r * lanes, out + (i + r) * ldo, width * sizeof(real))
+                product(operand, nv, height, a_block, lda, steps, panel, lanes, NULL, True, partial, lanes, fetch.addresses)
+                for r in range(height):
+                    memcpy(out + (i + r) * ldo, partial + r * lanes, width * sizeof(real))
 
 
 cdef void add_rows(const real* rows, Py_ssize_t ld, Py_ssize_t n, Py_ssize_t width, real* total) noexcept nogil:
@@ -214,7 +258,7 @@ cdef void add_rows(const real* rows, Py_ssize_t ld, Py_ssize_t n, Py_ssize_t wid
 cdef api void dense_forward(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t n,
                             Py_ssize_t n_in, Py_ssize_t n_out, int activation, int n_threads) noexcept nogil:
     """out (n, n_out) = activation(x (n, n_in) @ weight.T + bias); bias may be NULL"""
-    cdef Py_ssize_t lanes = 2 * VL
+    cdef Py_ssize_t lanes = LANES
     cdef Py_ssize_t panels = (n_out + lanes - 1) // lanes
     # units of one panel, or of one panel and a share of the rows where panels are too few for the threads
     cdef Py_ssize_t shares = min(n, (n_threads + panels - 1) // panels)
@@ -238,7 +282,7 @@ cdef api void dense_backward(const real* dscores, const real* x, const real* wei
 
     dscores (n, n_out) is the gradient before the activation; with `add` the sums go on where they were.
     """
-    cdef Py_ssize_t lanes = 2 * VL
+    cdef Py_ssize_t lanes = LANES
     cdef Py_ssize_t panels = (n_in + lanes - 1) // lanes
     cdef Py_ssize_t unit, k, width
     for unit in prange(panels, num_threads=n_threads, schedule="static", use_threads_if=n_threads > 1):
@@ -267,3 +311,26 @@ def call_dense_backward(const real[:, ::1] dscores, const real[:, ::1] x, const 
     with nogil:
         dense_backward(&dscores[0, 0], &x[0, 0], &weight[0, 0], dx_start, &dweight[0, 0], &dbias[0],
                        x.shape[0], x.shape[1], weight.shape[0], add, n_threads)
+
+
+def call_fma_loop(Py_ssize_t repeats):
+    """Runs MR * 2 * `repeats` independent vector multiply-adds, from registers: the machine's peak, as the benchmarks
+    measure it. Returns their floating-point operations."""
+    cdef vec sums[MR][2]
+    cdef vec a = vset(0.999), b = vset(0.001)
+    cdef Py_ssize_t repeat
+    cdef int i
+    cdef real total = 0
+    with nogil:
+        for i in range(MR):
+            sums[i][0] = vset(i)
+            sums[i][1] = vset(-i)
+        for repeat in range(repeats):
+            for i in range(MR):
+                sums[i][0] = vfma(sums[i][0], a, b)
+                sums[i][1] = vfma(sums[i][1], a, b)
+        for i in range(MR):
+            total += vlane(sums[i][0] + sums[i][1], 0)
+    if total != total:
+        raise ArithmeticError("the sums became NaN")
+    return 2 * 2 * MR * VL * repeats

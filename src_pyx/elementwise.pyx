@@ -121,6 +121,13 @@ cdef api void activation_backward(int activation, const real* output, const real
         i += VL
 
 
+cdef inline void multiply(const real* a, const real* b, real* out, Py_ssize_t n) noexcept nogil:
+    """out = a * b; out may be one of them"""
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = a[i] * b[i]
+
+
 cdef bint all_finite(const real* values, Py_ssize_t n) noexcept nogil:
     """Whether 0 * v is 0 for every v."""
     cdef vec zero = vset(0), a = vset(0), b = vset(0)
@@ -220,7 +227,8 @@ cdef class Features:
     cdef readonly Py_ssize_t width
     cdef char kind
     cdef bint held
-    cdef bint direct  # rows of `real`, side by side and aligned: they are read where they lie
+    cdef bint direct       # rows of `real`, side by side and aligned: they are read where they lie
+    cdef Py_ssize_t lines  # cache lines of a row; 0 if its values don't lie side by side
 
     def __cinit__(self, array):
         PyObject_GetBuffer(array, &self.buffer, PyBUF_STRIDES | PyBUF_FORMAT)
@@ -232,22 +240,24 @@ cdef class Features:
             and (self.width == 1 or self.buffer.strides[1] == sizeof(real))
             and array.flags.aligned
         )
+        self.lines = 0
+        if self.width == 1 or self.buffer.strides[1] == self.buffer.itemsize:
+            self.lines = self.width * self.buffer.itemsize // 64 + 1
 
     def __dealloc__(self):
         if self.held:
             PyBuffer_Release(&self.buffer)
 
+    cdef inline const char* place(self, Py_ssize_t i) noexcept nogil:
+        return <const char*> self.buffer.buf + i * self.buffer.strides[0]
+
     cdef inline const real* row(self, Py_ssize_t i, real* converted) noexcept nogil:
         """Row i where it lies, or converted into `converted`."""
-        cdef const char* source = <const char*> self.buffer.buf + i * self.buffer.strides[0]
+        cdef const char* source = self.place(i)
         if self.direct:
             return <const real*> source
         convert_row(self.kind, converted, source, self.buffer.strides[1], self.width)
         return converted
-
-    cdef inline void prefetch_row(self, Py_ssize_t i) noexcept nogil:
-        if self.direct:
-            prefetch(<const char*> self.buffer.buf + i * self.buffer.strides[0], self.width * sizeof(real))
 
     cdef bint copy_finite(self, Py_ssize_t start, Py_ssize_t stop, real* out) noexcept nogil:
         """Rows start .. stop-1 into `out`; whether all are finite."""

@@ -4,13 +4,15 @@
 # and the gradients of the activations, all with the weights of the step before; the weights phase takes blocks of a
 # layer's inputs through the weight gradient and, while it is in the first-level cache, the update.
 #
-# Weights live in panels [out / lanes][in][lanes] of two vectors of outputs (the last may be one vector): the forward
-# product reads them with lanes along the outputs, the input gradient broadcasts from them with lanes along the rows,
-# and the update writes them where they are. The caller's flat arrays are read by load and written by store only.
+# In the rows phase vector lanes run along the batch's rows: what belongs to a group of LANES rows lies side by side,
+# [out][LANES], as the tiles leave it and as the next layer's want it; only X is transposed, in registers. In the
+# weights phase lanes run along a layer's inputs. Weights live in panels [in / LANES][out][LANES], padded with zeros,
+# which all three products read where they lie and the update writes. The caller's flat arrays are read by load and
+# written by store only.
 
 cdef enum:
-    ROWS_A_GROUP = 32          # two vectors of rows on the widest path
-    INPUTS_A_UNIT = 56         # four of the tallest tiles
+    ROWS_A_UNIT = 32           # four vectors of rows on the widest path
+    MAX_GROUPS = 16
     PHASE_SHIFT = 28           # units left are counted in the low bits of the shared word
     UNITS_MASK = (1 << 28) - 1
 
@@ -31,24 +33,25 @@ cdef enum Outcome:
 cdef struct Layer:
     Py_ssize_t n_in
     Py_ssize_t n_out
-    Py_ssize_t ld               # values from a row of outputs to the next
     int activation
-    real* weight                # panels
+    real* weight                # [in / LANES][out][LANES]
     real* bias
     real* weight_velocity
     real* bias_velocity
-    const real** inputs         # the batch's rows
-    real* output                # (batch, ld), after activation and dropout
-    real* active                # (batch, ld), before dropout; the output itself without
-    real* factors               # (batch, ld), dropout's; NULL without
-    real* doutput               # (batch, ld), before the activation
-    real* doutput_t             # (n_out, batch_ld), the same with lanes along the rows
+    real* active                # [rows / LANES][out][LANES], before dropout; the output itself without
+    real* factors               # [rows / LANES][out][LANES], dropout's; NULL without
+    real* output                # [rows / LANES][out][LANES], after activation and dropout
+    real* doutput               # [rows / LANES][out][LANES], before the activation
+    # the same for the weights phase, a row's values side by side
+    const real** inputs         # a row's first panel of inputs
+    Py_ssize_t panel            # from there to its next
+    real* hidden                # [in / LANES][rows][LANES], where `inputs` points but for the first layer
+    real* doutput_rows          # [out / height of a tile][rows][height]
 
 
-cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
-    """n rounded up to whole vectors, and off the strides that fall into one cache set."""
-    n = (n + VL - 1) // VL * VL
-    return n + VL if n * <Py_ssize_t> sizeof(real) % 1024 == 0 else n
+cdef inline Py_ssize_t whole(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
+    """n rounded up to a multiple of size"""
+    return (n + size - 1) // size * size
 
 
 cdef inline double seconds() noexcept nogil:
@@ -61,7 +64,8 @@ cdef class Engine:
     cdef Layer* layers
     cdef int n_layers
     cdef list memory
-    cdef Py_ssize_t batch, batch_ld, row_block
+    cdef Py_ssize_t batch, row_block
+    cdef bint streamed
     cdef int rule, loss
     cdef double momentum, weight_decay, l1, dropout
     cdef bint decay_bias
@@ -74,7 +78,11 @@ cdef class Engine:
     cdef const int64_t[::1] order
     cdef const double[::1] rates
     # the batch
-    cdef real* gathered
+    cdef real* gathered         # (batch, ld), rows that can't be read where they lie
+    cdef const real** ends      # a row's last inputs, where they don't fill a panel,
+    cdef real* end_panel        # (batch, LANES), padded with zeros
+    cdef const char** next_rows # where the next batch's rows lie
+    cdef Py_ssize_t n_next
     cdef real* scores
     cdef real* dscores
     cdef real* losses
@@ -106,11 +114,10 @@ cdef class Engine:
     def __cinit__(self, sizes, activations, Py_ssize_t batch, int loss, int rule, double momentum,
                   double weight_decay, double l1, bint decay_bias, double dropout, uint64_t seed):
         cdef Layer* layer
-        cdef Py_ssize_t i, weights = 0, width
+        cdef Py_ssize_t i, r, weights = 0, size, rows = whole(batch, LANES)
         self.memory = []
         self.n_layers = len(sizes) - 1
         self.batch = batch
-        self.batch_ld = padded(batch)
         self.loss, self.rule, self.momentum = loss, rule, momentum
         self.weight_decay, self.l1, self.decay_bias = weight_decay, l1, decay_bias
         self.dropout, self.seed = dropout, seed
@@ -118,39 +125,48 @@ cdef class Engine:
         for i in range(self.n_layers):
             layer = &self.layers[i]
             layer.n_in, layer.n_out, layer.activation = sizes[i], sizes[i + 1], activations[i]
-            layer.ld = padded(layer.n_out)
-            width = (layer.n_out + VL - 1) // VL * VL
-            weights += layer.n_in * width
-            layer.weight = self.allocate_reals(layer.n_in * width)
-            layer.bias = self.allocate_reals(width)
+            size = whole(layer.n_in, LANES) * layer.n_out
+            weights += size
+            layer.weight = self.allocate_reals(size)
+            layer.bias = self.allocate_reals(layer.n_out)
             if rule != SGD:
-                layer.weight_velocity = self.allocate_reals(layer.n_in * width)
-                layer.bias_velocity = self.allocate_reals(width)
-            layer.inputs = <const real**> self.allocate(batch * sizeof(real*))
-            layer.output = self.allocate_reals(batch * layer.ld)
+                layer.weight_velocity = self.allocate_reals(size)
+                layer.bias_velocity = self.allocate_reals(layer.n_out)
+            layer.output = self.allocate_reals(rows * layer.n_out)
             layer.active = layer.output
             if dropout > 0 and i + 1 < self.n_layers:
-                layer.active = self.allocate_reals(batch * layer.ld)
-                layer.factors = self.allocate_reals(batch * layer.ld)
-            layer.doutput = self.allocate_reals(batch * layer.ld)
+                layer.active = self.allocate_reals(rows * layer.n_out)
+                layer.factors = self.allocate_reals(rows * layer.n_out)
+            layer.doutput = self.allocate_reals(rows * layer.n_out)
+            layer.doutput_rows = self.allocate_reals(rows * layer.n_out)
+            layer.inputs = <const real**> self.allocate(rows * sizeof(real*))
+            layer.panel = LANES
             if i > 0:
-                layer.doutput_t = self.allocate_reals((layer.n_out + 2 * VL) * self.batch_ld)
-        self.link_hidden_rows()
-        width = sizes[self.n_layers]
-        self.scores = self.allocate_reals(batch * width)
-        self.dscores = self.allocate_reals(batch * width)
-        self.losses = self.allocate_reals(batch)
+                layer.panel = rows * LANES
+                layer.hidden = self.allocate_reals(rows * whole(layer.n_in, LANES))
+                for r in range(rows):
+                    layer.inputs[r] = layer.hidden + r * LANES
+        self.ends = <const real**> self.allocate(rows * sizeof(real*))
+        self.end_panel = self.allocate_reals(rows * LANES)
+        self.next_rows = <const char**> self.allocate(batch * sizeof(char*))
+        for r in range(rows):
+            self.ends[r] = self.end_panel + r * LANES
+        size = sizes[self.n_layers]
+        self.scores = self.allocate_reals(batch * size)
+        self.dscores = self.allocate_reals(batch * size)
+        self.losses = self.allocate_reals(rows)
         self.batch_weight = self.allocate_reals(batch)
-        self.factor = self.allocate_reals(batch)
-        self.batch_labels = <int64_t*> self.allocate(batch * sizeof(int64_t))
-        self.batch_targets = self.allocate_reals(batch * width)
+        self.factor = self.allocate_reals(rows)
+        self.batch_labels = <int64_t*> self.allocate(rows * sizeof(int64_t))
+        self.batch_targets = self.allocate_reals(batch * size)
         self.word = <int64_t*> self.allocate(5 * 64)
         self.remaining = self.word + 8
         self.finished = self.word + 16
         self.stop_requested = self.word + 24
         self.bad_input = self.word + 32
         # Rows in a unit: few leave work for every thread, many read large weights less often.
-        self.row_block = ROWS_A_GROUP if weights * <Py_ssize_t> sizeof(real) < (1 << 20) else 4 * ROWS_A_GROUP
+        self.row_block = ROWS_A_UNIT if weights * <Py_ssize_t> sizeof(real) < (1 << 20) else 2 * ROWS_A_UNIT
+        self.streamed = weights * <Py_ssize_t> sizeof(real) > (1 << 20)
         # About a clock reading per million operations.
         self.claims_a_check = max(1, 1000000 // (6 * max(1, weights) * batch))
 
@@ -161,13 +177,6 @@ cdef class Engine:
 
     cdef real* allocate_reals(self, size_t n) except NULL:
         return <real*> self.allocate(n * sizeof(real))
-
-    cdef void link_hidden_rows(self) noexcept:
-        cdef int i
-        cdef Py_ssize_t r
-        for i in range(1, self.n_layers):
-            for r in range(self.batch):
-                self.layers[i].inputs[r] = self.layers[i - 1].output + r * self.layers[i - 1].ld
 
     # -- parameters ---------------------------------------------------------------------------------------------
 
@@ -186,21 +195,24 @@ cdef class Engine:
 
     cdef void move(self, real* flat, bint inward, bint velocity) noexcept:
         cdef Layer* layer
-        cdef Py_ssize_t o, width, lanes
+        cdef Py_ssize_t o, k, width
         cdef real* panel
         cdef real* bias
         cdef int i
         for i in range(self.n_layers):
             layer = &self.layers[i]
             bias = layer.bias_velocity if velocity else layer.bias
-            for o from 0 <= o < layer.n_out by 2 * VL:
-                width = min(layer.n_out - o, <Py_ssize_t> (2 * VL))
-                lanes = vectors(width) * VL
-                panel = (layer.weight_velocity if velocity else layer.weight) + o * layer.n_in
-                if inward:
-                    transpose(flat + o * layer.n_in, layer.n_in, width, layer.n_in, panel, lanes)
-                else:
-                    transpose(panel, lanes, layer.n_in, width, flat + o * layer.n_in, layer.n_in)
+            panel = layer.weight_velocity if velocity else layer.weight
+            if inward:
+                memset(panel, 0, whole(layer.n_in, LANES) * layer.n_out * sizeof(real))
+            for k from 0 <= k < layer.n_in by LANES:
+                width = min(layer.n_in - k, <Py_ssize_t> LANES)
+                for o in range(layer.n_out):
+                    if inward:
+                        memcpy(panel + o * LANES, flat + o * layer.n_in + k, width * sizeof(real))
+                    else:
+                        memcpy(flat + o * layer.n_in + k, panel + o * LANES, width * sizeof(real))
+                panel += layer.n_out * LANES
             flat += layer.n_in * layer.n_out
             if inward:
                 memcpy(bias, flat, layer.n_out * sizeof(real))
@@ -211,11 +223,10 @@ cdef class Engine:
     def parameters_finite(self):
         cdef Layer* layer
         cdef int i
-        cdef Py_ssize_t width
         for i in range(self.n_layers):
             layer = &self.layers[i]
-            width = (layer.n_out + VL - 1) // VL * VL
-            if not (all_finite(layer.weight, layer.n_in * width) and all_finite(layer.bias, width)):
+            if not (all_finite(layer.weight, whole(layer.n_in, LANES) * layer.n_out)
+                    and all_finite(layer.bias, layer.n_out)):
                 return False
         return True
 
@@ -226,7 +237,7 @@ cdef class Engine:
         """The data set of the coming epochs; labels or targets as the loss wants them."""
         self.features, self.labels, self.targets, self.sample_weight = features, labels, targets, sample_weight
         if not features.direct and self.gathered == NULL:
-            self.gathered = self.allocate_reals(self.batch * padded(features.width))
+            self.gathered = self.allocate_reals(self.batch * features.width)
 
     def begin_epoch(self, const int64_t[::1] order, const double[::1] rates, Py_ssize_t first_batch,
                     uint64_t update_count, double loss_sum, double weight_sum, bint check_finite):
@@ -264,6 +275,11 @@ cdef class Engine:
         self.start = self.next_batch * self.batch
         self.n = min(self.batch, self.features.n - self.start)
         self.rate = self.rates[self.next_batch - self.first_batch]
+        self.n_next = 0
+        if self.features.lines > 0:
+            self.n_next = min(self.batch, self.features.n - self.start - self.n)
+            for r in range(self.n_next):
+                self.next_rows[r] = self.features.place(self.order[self.start + self.n + r])
         if self.sample_weight is None:
             for r in range(self.n):
                 self.factor[r] = <real> (1.0 / self.n)
@@ -288,129 +304,248 @@ cdef class Engine:
             self.weight_sum += weighted_sum(self.batch_weight, NULL, self.n) if weighted else self.n
 
     cdef void gather_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
-        cdef Py_ssize_t r, i, ld = padded(self.features.width), width = self.layers[self.n_layers - 1].n_out
-        cdef const real* row
-        # the rows of the unit that follows, while this one computes
-        for r in range(self.start + r1, min(self.start + r1 + self.row_block, self.features.n)):
-            self.features.prefetch_row(self.order[r])
+        cdef Layer* first = self.layers
+        cdef Py_ssize_t r, i, whole_panels = first.n_in // LANES * LANES
+        cdef Py_ssize_t n_out = self.layers[self.n_layers - 1].n_out
+        cdef const real* row = NULL
         for r in range(r0, r1):
             i = self.order[self.start + r]
-            row = self.features.row(i, self.gathered + r * ld if self.gathered != NULL else NULL)
-            self.layers[0].inputs[r] = row
+            row = self.features.row(i, self.gathered + r * first.n_in if self.gathered != NULL else NULL)
+            first.inputs[r] = row
+            memcpy(self.end_panel + r * LANES, row + whole_panels, (first.n_in - whole_panels) * sizeof(real))
             if self.labels is not None:
                 self.batch_labels[r] = self.labels[i]
             if self.targets is not None:
-                memcpy(self.batch_targets + r * width, &self.targets[i, 0], width * sizeof(real))
+                memcpy(self.batch_targets + r * n_out, &self.targets[i, 0], n_out * sizeof(real))
+        # lanes without a row of their own
+        for r in range(r1, whole(r1, VL)):
+            first.inputs[r] = row
 
-    cdef void check_rows(self, Layer* layer, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
+    cdef void fetch_ahead(self, Fetch* fetch, bint half, Py_ssize_t part, Py_ssize_t parts,
+                          Py_ssize_t steps) noexcept nogil:
+        """Part 0 .. parts-1 of a half of the next batch's cache lines, spread over `steps` steps of tiles"""
+        cdef Py_ssize_t lines = self.features.lines, total = self.n_next * lines, group
+        cdef Py_ssize_t start = (half * parts + part) * total // (2 * parts)
+        fetch.rows, fetch.n_rows, fetch.lines = self.next_rows, self.n_next, lines
+        fetch.left = (half * parts + part + 1) * total // (2 * parts) - start
+        fetch.steps = max(1, steps // max(1, fetch.left))
+        group = start // (8 * max(1, lines)) * 8
+        start -= group * lines
+        fetch.line = start // max(1, min(<Py_ssize_t> 8, self.n_next - group))
+        fetch.row = group + start % max(1, min(<Py_ssize_t> 8, self.n_next - group))
+
+    cdef void transpose_inputs(self, Py_ssize_t r, int nv, Py_ssize_t k0, Py_ssize_t length, real* to) noexcept nogil:
+        """to (length, nv*VL) = the inputs k0, k0 + 1, ... of the rows r, r + 1, ..., rounded up to whole vectors"""
+        cdef vec block[MAX_VL]
+        cdef Py_ssize_t k, offset
+        cdef int v, i
+        cdef const real** rows
+        for k from 0 <= k < length by VL:
+            rows, offset = self.layers.inputs + r, k0 + k
+            if offset >= self.layers.n_in // LANES * LANES:
+                rows, offset = self.ends + r, offset % LANES
+            for v in range(nv):
+                for i in range(VL):
+                    block[i] = vload(rows[v * VL + i] + offset)
+                vtranspose(block)
+                for i in range(VL):
+                    vstore(to + ((k + i) * nv + v) * VL, block[i])
+
+    cdef void check_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
         # A value that is not finite makes every output of its row's chains so, whatever the weight: one is looked at
         # before the activation, and the row itself only to tell such a value from an overflow.
+        cdef Layer* first = self.layers
         cdef Py_ssize_t r
-        cdef real first
+        cdef real value
         for r in range(r0, r1):
-            first = layer.active[r * layer.ld]
-            if first - first != 0 and not all_finite(layer.inputs[r], layer.n_in):
+            value = first.active[r // LANES * LANES * first.n_out + r % LANES]
+            if value - value != 0 and not all_finite(first.inputs[r], first.n_in):
                 atomic_write(self.bad_input, 1)
 
     cdef void forward_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
+        cdef vec x_block[BLOCK * MAX_GROUPS * 2]
+        cdef real* x = <real*> x_block
         cdef Layer* layer = self.layers
-        cdef Py_ssize_t o, r, j, width, lanes, n_out
-        cdef int i
+        cdef const real* inputs
+        cdef real* active
+        cdef real* weight
+        cdef real* ahead
+        cdef Py_ssize_t r, k, j, o, t, height, tiles, steps, lanes
+        cdef int i, nv
+        cdef Fetch fetch
+        fetch_nothing(&fetch)
+        self.fetch_ahead(&fetch, 0, r0 // self.row_block, (self.n + self.row_block - 1) // self.row_block,
+                         (r1 - r0 + LANES - 1) // LANES * tiles_of(layer.n_out) * layer.n_in)
         for i in range(self.n_layers):
             layer = &self.layers[i]
-            for o from 0 <= o < layer.n_out by 2 * VL:
-                width = min(layer.n_out - o, <Py_ssize_t> (2 * VL))
-                lanes = vectors(width) * VL
-                product(False, vectors(width), r1 - r0, layer.inputs + r0, 0, layer.n_in,
-                        layer.weight + o * layer.n_in, lanes, layer.bias + o, 0,
-                        layer.active + r0 * layer.ld + o, layer.ld)
+            tiles = tiles_of(layer.n_out)
+            for k from 0 <= k < layer.n_in by BLOCK:
+                steps = min(layer.n_in - k, <Py_ssize_t> BLOCK)
+                if i == 0:
+                    for r from r0 <= r < r1 by LANES:
+                        self.transpose_inputs(r, vectors(r1 - r), k, steps, x + (r - r0) * BLOCK)
+                o = 0
+                for t in range(tiles):
+                    height = layer.n_out * (t + 1) // tiles - o
+                    weight = layer.weight + k * layer.n_out + o * LANES
+                    for r from r0 <= r < r1 by LANES:
+                        nv = vectors(r1 - r)
+                        lanes = nv * VL
+                        active = layer.active + r * layer.n_out + o * lanes
+                        if k == 0:
+                            for j in range(height):
+                                vstore(active + j * lanes, vset(layer.bias[o + j]))
+                                if nv == 2:
+                                    vstore(active + j * lanes + VL, vset(layer.bias[o + j]))
+                        if i == 0:
+                            inputs = x + (r - r0) * BLOCK
+                        else:
+                            inputs = self.layers[i - 1].output + r * layer.n_in + k * lanes
+                        if self.streamed:
+                            # the next tile's weights; half of its panels for one group of rows, half for another
+                            ahead = weight + height * LANES + (r - r0) // LANES % 2 * 2 * layer.n_out * LANES
+                            add_addresses(&fetch, 0, ahead, height * LANES)
+                            add_addresses(&fetch, BLOCK // 2, ahead + layer.n_out * LANES, height * LANES)
+                        product(BY_PANEL, nv, height, weight, layer.n_out * LANES, steps, inputs, lanes, NULL, True,
+                                active, lanes, addresses_of(&fetch, steps))
+                    o += height
+            if i == 0:
+                fetch_nothing(&fetch)
             if i == 0 and self.check_finite:
-                self.check_rows(layer, r0, r1)
-            for r in range(r0, r1):
-                activation_forward(layer.activation, layer.active + r * layer.ld, layer.n_out)
-            if layer.factors != NULL:
-                for r in range(r0, r1):
-                    dropout_factors(layer.factors + r * layer.ld, layer.n_out, r, self.dropout,
+                self.check_rows(r0, r1)
+            for r from r0 <= r < r1 by LANES:
+                lanes = vectors(r1 - r) * VL
+                active = layer.active + r * layer.n_out
+                activation_forward(layer.activation, active, layer.n_out * lanes)
+                if layer.factors != NULL:
+                    dropout_factors(layer.factors + r * layer.n_out, lanes, layer.n_out, r, self.dropout,
                                     self.seed, self.update_count, i)
-                    for j in range(layer.n_out):
-                        layer.output[r * layer.ld + j] = (layer.active[r * layer.ld + j]
-                                                          * layer.factors[r * layer.ld + j])
-        n_out = layer.n_out
-        for r in range(r0, r1):
-            memcpy(self.scores + r * n_out, layer.output + r * layer.ld, n_out * sizeof(real))
+                    multiply(active, layer.factors + r * layer.n_out, layer.output + r * layer.n_out,
+                             layer.n_out * lanes)
 
-    cdef void loss_of_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
-        cdef Py_ssize_t k = self.layers[self.n_layers - 1].n_out
-        loss_rows(self.loss, self.scores + r0 * k, self.batch_labels + r0, self.batch_targets + r0 * k,
-                  self.factor + r0, self.losses + r0, self.dscores + r0 * k, r1 - r0, k, 0)
+    cdef void loss_of_rows(self, Py_ssize_t r0, Py_ssize_t r1, bint scores_only, bint given) noexcept nogil:
+        """The loss at the last layer's output, and its gradient"""
+        cdef Layer* layer = &self.layers[self.n_layers - 1]
+        cdef Py_ssize_t k = layer.n_out, r, n, lanes
+        for r from r0 <= r < r1 by LANES:
+            n = min(r1 - r, <Py_ssize_t> LANES)
+            lanes = vectors(n) * VL
+            if self.loss == SOFTMAX_CROSS_ENTROPY and k <= SUM_LANES and not (given or scores_only):
+                softmax_cross_entropy_lanes(layer.output + r * k, self.batch_labels + r, self.factor + r,
+                                            self.losses + r, layer.doutput + r * k, lanes, k, 0)
+                continue
+            if not given:
+                transpose(layer.output + r * k, lanes, k, n, self.scores + r * k, k)
+            if scores_only:
+                continue
+            if not given:
+                loss_rows(self.loss, self.scores + r * k, self.batch_labels + r, self.batch_targets + r * k,
+                          self.factor + r, self.losses + r, self.dscores + r * k, n, k, 0)
+            transpose(self.dscores + r * k, k, n, k, layer.doutput + r * k, lanes)
 
     cdef void backward_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
-        """The gradient before every activation, from dscores down to the first layer's."""
-        cdef Layer* layer = &self.layers[self.n_layers - 1]
+        """The gradient before every activation, from the last layer's down to the first's"""
+        cdef Layer* layer
         cdef Layer* below
-        cdef Py_ssize_t r, j
+        cdef Py_ssize_t r, lanes, size
         cdef int i
-        for r in range(r0, r1):
-            memcpy(layer.doutput + r * layer.ld, self.dscores + r * layer.n_out, layer.n_out * sizeof(real))
         for i in range(self.n_layers - 1, 0, -1):
             layer = &self.layers[i]
             below = &self.layers[i - 1]
-            transpose(layer.doutput + r0 * layer.ld, layer.ld, r1 - r0, layer.n_out,
-                      layer.doutput_t + r0, self.batch_ld)
-            for r from r0 <= r < r1 by 2 * VL:
-                self.input_gradient(layer, r, min(r1 - r, <Py_ssize_t> (2 * VL)), below.doutput, below.ld)
-            for r in range(r0, r1):
+            self.input_gradient(layer, r0, r1, below.doutput)
+            for r from r0 <= r < r1 by LANES:
+                size = vectors(r1 - r) * VL * below.n_out
                 if below.factors != NULL:
-                    for j in range(below.n_out):
-                        below.doutput[r * below.ld + j] *= below.factors[r * below.ld + j]
+                    multiply(below.doutput + r * below.n_out, below.factors + r * below.n_out,
+                             below.doutput + r * below.n_out, size)
                 if below.activation != IDENTITY:
-                    activation_backward(below.activation, below.active + r * below.ld, below.doutput + r * below.ld,
-                                        below.doutput + r * below.ld, below.n_out)
+                    activation_backward(below.activation, below.active + r * below.n_out,
+                                        below.doutput + r * below.n_out, below.doutput + r * below.n_out, size)
 
-    cdef void input_gradient(self, Layer* layer, Py_ssize_t r, Py_ssize_t n, real* dinput,
-                             Py_ssize_t ld) noexcept nogil:
-        """dinput[r:r+n] = doutput[r:r+n] @ weight for at most two vectors of rows, which are the lanes"""
-        cdef real dinput_t[INPUTS_A_UNIT * 2 * MAX_VL]
-        cdef const real* rows[INPUTS_A_UNIT]
-        cdef int nv = vectors(n)
-        cdef Py_ssize_t lanes_of_rows = nv * VL
-        cdef Py_ssize_t k, m, o, j, width, lanes
-        cdef const real* start
-        for k from 0 <= k < layer.n_in by INPUTS_A_UNIT:
-            m = min(layer.n_in - k, <Py_ssize_t> INPUTS_A_UNIT)
-            start = NULL
-            for o from 0 <= o < layer.n_out by 2 * VL:
-                width = min(layer.n_out - o, <Py_ssize_t> (2 * VL))
-                lanes = vectors(width) * VL
-                for j in range(m):
-                    rows[j] = layer.weight + o * layer.n_in + (k + j) * lanes
-                product(False, nv, m, rows, 0, width, layer.doutput_t + o * self.batch_ld + r, self.batch_ld,
-                        start, lanes_of_rows, dinput_t, lanes_of_rows)
-                start = dinput_t
-            transpose(dinput_t, lanes_of_rows, m, n, dinput + r * ld + k, ld)
+    cdef void input_gradient(self, Layer* layer, Py_ssize_t r0, Py_ssize_t r1, real* dinput) noexcept nogil:
+        """dinput = weight.T @ doutput"""
+        cdef Py_ssize_t r, k, o, m, steps, lanes
+        cdef real* weight
+        cdef real* ahead
+        cdef Fetch fetch
+        fetch_nothing(&fetch)
+        for k from 0 <= k < layer.n_in by LANES:
+            m = min(layer.n_in - k, <Py_ssize_t> LANES)
+            for o from 0 <= o < layer.n_out by BLOCK:
+                steps = min(layer.n_out - o, <Py_ssize_t> BLOCK)
+                for r from r0 <= r < r1 by LANES:
+                    lanes = vectors(r1 - r) * VL
+                    weight = layer.weight + k * layer.n_out + o * LANES
+                    if self.streamed:
+                        ahead = weight + (BLOCK + (r - r0) // LANES % 2 * BLOCK // 2) * LANES
+                        add_addresses(&fetch, 0, ahead, BLOCK // 4 * LANES)
+                        add_addresses(&fetch, 1, ahead + BLOCK // 4 * LANES, BLOCK // 4 * LANES)
+                    product(BY_COLUMN, vectors(r1 - r), m, weight, LANES, steps,
+                            layer.doutput + r * layer.n_out + o * lanes, lanes, NULL, o > 0,
+                            dinput + r * layer.n_in + k * lanes, lanes, fetch.addresses)
 
-    cdef void update_inputs(self, Layer* layer, Py_ssize_t k, Py_ssize_t m) noexcept nogil:
-        """The gradient of weight[:, k:k+m], and its update"""
-        cdef real dweight[INPUTS_A_UNIT * 2 * MAX_VL]
-        cdef Py_ssize_t o, lanes, at
-        for o from 0 <= o < layer.n_out by 2 * VL:
-            lanes = vectors(min(layer.n_out - o, <Py_ssize_t> (2 * VL))) * VL
-            product(True, <int> (lanes // VL), m, layer.inputs, k, self.n, layer.doutput + o, layer.ld,
-                    NULL, 0, dweight, lanes)
-            at = o * layer.n_in + k * lanes
+    cdef void turn_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
+        """Hidden outputs and gradients as the weights phase reads them: a row's values side by side"""
+        cdef Layer* layer
+        cdef Py_ssize_t r, n, k, o, t, height, lanes, rows = whole(self.batch, LANES)
+        cdef int i
+        for i in range(self.n_layers):
+            layer = &self.layers[i]
+            for r from r0 <= r < r1 by LANES:
+                n = min(r1 - r, <Py_ssize_t> LANES)
+                lanes = vectors(n) * VL
+                if i > 0:
+                    for k from 0 <= k < layer.n_in by LANES:
+                        transpose(self.layers[i - 1].output + r * layer.n_in + k * lanes, lanes,
+                                  min(layer.n_in - k, <Py_ssize_t> LANES), n,
+                                  layer.hidden + k * rows + r * LANES, LANES)
+                o = 0
+                for t in range(tiles_of(layer.n_out)):
+                    height = layer.n_out * (t + 1) // tiles_of(layer.n_out) - o
+                    transpose(layer.doutput + r * layer.n_out + o * lanes, lanes, height, n,
+                              layer.doutput_rows + o * rows + r * height, height)
+                    o += height
+
+    cdef void update_inputs(self, Layer* layer, Py_ssize_t k) noexcept nogil:
+        """The gradient of weight[:, k:k+LANES], and its update"""
+        cdef vec dweight_tile[MR * 2]
+        cdef real* dweight = <real*> dweight_tile
+        cdef Py_ssize_t r, t, o = 0, height, at, offset = k // LANES * layer.panel
+        cdef Py_ssize_t rows = whole(self.batch, LANES)
+        cdef const real** inputs = layer.inputs
+        cdef Fetch fetch
+        fetch_nothing(&fetch)
+        if layer == self.layers:
+            self.fetch_ahead(&fetch, 1, k // LANES, (layer.n_in + LANES - 1) // LANES, tiles_of(layer.n_out) * self.n)
+            if k + LANES > layer.n_in:
+                inputs, offset = self.ends, 0
+        for t in range(tiles_of(layer.n_out)):
+            height = layer.n_out * (t + 1) // tiles_of(layer.n_out) - o
+            for r from 0 <= r < self.n by BLOCK:
+                at = k * layer.n_out + (o + height) * LANES
+                if self.streamed and r + BLOCK >= self.n:
+                    add_addresses(&fetch, 0, layer.weight + at, height * LANES)
+                    if self.rule != SGD:
+                        add_addresses(&fetch, 1, layer.weight_velocity + at, height * LANES)
+                product(SCATTERED, 2, height, layer.doutput_rows + o * rows + r * height, height,
+                               min(self.n - r, <Py_ssize_t> BLOCK), NULL, offset, inputs + r, r > 0, dweight, LANES,
+                               addresses_of(&fetch, min(self.n - r, <Py_ssize_t> BLOCK)))
+            at = k * layer.n_out + o * LANES
             step(self.rule, layer.weight + at, dweight, layer.weight_velocity + at if self.rule != SGD else NULL,
-                 m * lanes, self.rate, self.momentum, self.weight_decay, self.l1)
+                 height * LANES, self.rate, self.momentum, self.weight_decay, self.l1)
+            o += height
 
     cdef void update_bias(self, Layer* layer) noexcept nogil:
         cdef real dbias[2 * MAX_VL]
-        cdef Py_ssize_t o, width
-        for o from 0 <= o < layer.n_out by 2 * VL:
-            width = min(layer.n_out - o, <Py_ssize_t> (2 * VL))
+        cdef Py_ssize_t t, o = 0, height, rows = whole(self.batch, LANES)
+        for t in range(tiles_of(layer.n_out)):
+            height = layer.n_out * (t + 1) // tiles_of(layer.n_out) - o
             memset(dbias, 0, sizeof(dbias))
-            add_rows(layer.doutput + o, layer.ld, self.n, width, dbias)
+            add_rows(layer.doutput_rows + o * rows, height, self.n, height, dbias)
             step(self.rule, layer.bias + o, dbias, layer.bias_velocity + o if self.rule != SGD else NULL,
-                 width, self.rate, self.momentum,
+                 height, self.rate, self.momentum,
                  self.weight_decay if self.decay_bias else 0, self.l1 if self.decay_bias else 0)
+            o += height
 
     # -- phases -------------------------------------------------------------------------------------------------
 
@@ -421,11 +556,11 @@ cdef class Engine:
         if self.phase != WEIGHTS:
             return (self.n + self.row_block - 1) // self.row_block
         for i in range(self.n_layers):
-            total += (self.layers[i].n_in + INPUTS_A_UNIT - 1) // INPUTS_A_UNIT
+            total += (self.layers[i].n_in + LANES - 1) // LANES
         return total
 
     cdef void run_unit(self, Py_ssize_t unit) noexcept nogil:
-        cdef Py_ssize_t r0, r1, blocks
+        cdef Py_ssize_t r0, r1, panels
         cdef Layer* layer
         cdef int i
         if self.phase != WEIGHTS:
@@ -434,21 +569,20 @@ cdef class Engine:
             if self.phase != BACKWARD:
                 self.gather_rows(r0, r1)
                 self.forward_rows(r0, r1)
-            if self.phase == ROWS:
-                self.loss_of_rows(r0, r1)
+            self.loss_of_rows(r0, r1, self.phase == FORWARD, self.phase == BACKWARD)
             if self.phase != FORWARD:
                 self.backward_rows(r0, r1)
+                self.turn_rows(r0, r1)
             return
         for i in range(self.n_layers):
             layer = &self.layers[i]
-            blocks = (layer.n_in + INPUTS_A_UNIT - 1) // INPUTS_A_UNIT
-            if unit < blocks:
-                self.update_inputs(layer, unit * INPUTS_A_UNIT,
-                                   min(layer.n_in - unit * INPUTS_A_UNIT, <Py_ssize_t> INPUTS_A_UNIT))
+            panels = (layer.n_in + LANES - 1) // LANES
+            if unit < panels:
+                self.update_inputs(layer, unit * LANES)
                 if unit == 0:
                     self.update_bias(layer)
                 return
-            unit -= blocks
+            unit -= panels
 
     cdef void next_phase(self) noexcept nogil:
         """What follows the phase that just ended; alone, by whichever thread ended it."""

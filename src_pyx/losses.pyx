@@ -104,15 +104,96 @@ cdef api void softmax(const real* scores, real* out, Py_ssize_t n, Py_ssize_t k)
             out[i * k + j] = out[i * k + j] / total + poison
 
 
+cdef inline INLINED_VEC tree_sum(vec* values, Py_ssize_t k) noexcept nogil:
+    """values[0] + ... + values[k-1], k <= SUM_LANES, in the order of sum_lanes; overwrites them"""
+    cdef Py_ssize_t i, half = SUM_LANES // 2
+    while half > 0:
+        for i in range(min(half, k - half)):
+            values[i] = values[i] + values[i + half]
+        half //= 2
+    return values[0]
+
+
+cdef void softmax_cross_entropy_lanes(const real* scores, const int64_t* y, const real* factor, real* losses,
+                                      real* dscores, Py_ssize_t lanes, Py_ssize_t k,
+                                      double label_smoothing) noexcept nogil:
+    """The kernel below for `lanes` samples, whole vectors of them, and k <= SUM_LANES: scores are (k, lanes)."""
+    cdef vec terms[SUM_LANES]
+    cdef real labels[MAX_VL]
+    cdef vec s, highest, label, at_label, exp_at_label, zeros, total, loss, f, scale, mean
+    cdef vec half = vset(0.5), spread = vset(<real> (label_smoothing / k)), on = vset(<real> (1 - label_smoothing))
+    cdef vec share = vset(1 / <real> k)
+    cdef Py_ssize_t i, j
+    for i from 0 <= i < lanes by VL:
+        for j in range(VL):
+            labels[j] = <real> y[i + j]
+        label = vload(labels)
+        highest = vload(scores + i)
+        for j in range(1, k):
+            s = vload(scores + j * lanes + i)
+            highest = vselect_less(highest, s, s, highest)
+        zeros, at_label, exp_at_label = vset(0), vset(0), vset(0)
+        for j in range(k):
+            s = vload(scores + j * lanes + i)
+            zeros = vfma(s, vset(0), zeros)
+            terms[j] = vexp(s - highest)
+            vstore(dscores + j * lanes + i, terms[j])
+            at_label = vselect_less(vabs(label - <real> j), half, s, at_label)
+            exp_at_label = vselect_less(vabs(label - <real> j), half, terms[j], exp_at_label)
+        total = tree_sum(terms, k)
+        # by halves, so that no difference of finite scores overflows
+        loss = (vlog(total) - 2 * (on * (half * at_label - half * highest))) + zeros
+        if label_smoothing > 0:
+            for j in range(k):
+                terms[j] = vfma(share, vload(scores + j * lanes + i) * half - highest * half, vset(0))
+            mean = 2 * tree_sum(terms, k)
+            loss = loss - vset(<real> label_smoothing) * mean
+        vstore(losses + i, loss)
+        f = vload(factor + i)
+        scale = f / total
+        exp_at_label = f * (exp_at_label / total - (on + spread))
+        for j in range(k):
+            s = vfma(vload(dscores + j * lanes + i), scale, -(f * spread))
+            vstore(dscores + j * lanes + i, vselect_less(vabs(label - <real> j), half, exp_at_label, s))
+
+
+cdef void softmax_cross_entropy_narrow(const real* scores, const int64_t* y, const real* factor, real* losses,
+                                       real* dscores, Py_ssize_t n, Py_ssize_t k,
+                                       double label_smoothing) noexcept nogil:
+    cdef real turned[SUM_LANES * MAX_VL]
+    cdef real dturned[SUM_LANES * MAX_VL]
+    cdef real factors[MAX_VL]
+    cdef real losses_of[MAX_VL]
+    cdef int64_t labels[MAX_VL]
+    cdef Py_ssize_t i, r, rows
+    memset(turned, 0, sizeof(turned))
+    memset(labels, 0, sizeof(labels))
+    for i from 0 <= i < n by VL:
+        rows = min(n - i, <Py_ssize_t> VL)
+        for r in range(VL):
+            factors[r] = 1
+        memcpy(labels, y + i, rows * sizeof(int64_t))
+        if factor != NULL:
+            memcpy(factors, factor + i, rows * sizeof(real))
+        transpose(scores + i * k, k, rows, k, turned, VL)
+        softmax_cross_entropy_lanes(turned, labels, factors, losses_of, dturned, VL, k, label_smoothing)
+        transpose(dturned, VL, k, rows, dscores + i * k, k)
+        memcpy(losses + i, losses_of, rows * sizeof(real))
+
+
 cdef api void softmax_cross_entropy(const real* scores, const int64_t* y, const real* factor, real* losses,
                                     real* dscores, Py_ssize_t n, Py_ssize_t k,
                                     double label_smoothing) noexcept nogil:
     """losses = log(sum(e**s)) - sum(t * s), dscores = factor * (softmax(s) - t), t = (1-e) onehot(y) + e/k"""
     cdef const real* s
     cdef real* d
+    cdef vec scale, shift
     cdef Py_ssize_t i, j
     cdef real half = 0.5, highest, total, poison, f, exp_y, smoothing = <real> label_smoothing
     cdef real spread = <real> (label_smoothing / k), on = <real> (1 - label_smoothing)
+    if k <= SUM_LANES:
+        softmax_cross_entropy_narrow(scores, y, factor, losses, dscores, n, k, label_smoothing)
+        return
     for i in range(n):
         s = scores + i * k
         d = dscores + i * k
@@ -124,8 +205,9 @@ cdef api void softmax_cross_entropy(const real* scores, const int64_t* y, const 
         if smoothing > 0:
             losses[i] -= smoothing * mean_shifted(s, k, highest)
         exp_y = d[y[i]] / total
-        for j in range(k):
-            d[j] = f * (d[j] / total - spread)
+        scale, shift = vset(f / total), vset(-(f * spread))
+        for j from 0 <= j < k by VL:
+            store_up_to(d + j, vfma(load_up_to(d + j, k - j, 0), scale, shift), k - j)
         d[y[i]] = f * (exp_y - (on + spread))
 
 

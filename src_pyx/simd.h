@@ -42,7 +42,7 @@ typedef int32_t rint_t;
 #define FASTOPT_BYTES 16
 #define FASTOPT_MR 4
 #endif
-enum { VL = FASTOPT_BYTES / sizeof(real), MR = FASTOPT_MR, SUM_LANES = 16, MANTISSA = FASTOPT_MANTISSA };
+enum { VL = FASTOPT_BYTES / sizeof(real), LANES = 2 * VL, MR = FASTOPT_MR, SUM_LANES = 16, MANTISSA = FASTOPT_MANTISSA };
 
 /* Series of exp and log, as long as the dtype needs: the first term left out is below a tenth of its epsilon. */
 enum { EXP_TERMS = sizeof(real) == 8 ? 13 : 7, LOG_TERMS = sizeof(real) == 8 ? 10 : 4 };
@@ -60,6 +60,7 @@ static const real LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440054690583e-4f, E
 typedef real vec __attribute__((vector_size(FASTOPT_BYTES)));
 typedef real vec_unaligned __attribute__((vector_size(FASTOPT_BYTES), aligned(sizeof(real)), may_alias));
 typedef rint_t ivec __attribute__((vector_size(FASTOPT_BYTES)));
+typedef rint_t ivec_unaligned __attribute__((vector_size(FASTOPT_BYTES), aligned(sizeof(rint_t)), may_alias));
 
 #ifdef __clang__
 static inline vec vshuffle(vec a, vec b, ivec from) {
@@ -74,6 +75,7 @@ static inline vec vshuffle(vec a, vec b, ivec from) {
 
 #define INLINED __attribute__((always_inline)) void
 #define INLINED_VEC __attribute__((always_inline)) vec
+#define NOT_INLINED __attribute__((noinline)) void
 
 static inline vec vset(real a) { return a - (vec){0}; }
 static inline vec vload(const real *p) { return *(const vec_unaligned *)p; }
@@ -142,15 +144,13 @@ static inline vec vsplit(vec x, vec *e) {
 }
 
 /* Transposes VL vectors in place, swapping off-diagonal blocks of VL/2, VL/4, ... 1. */
+static const rint_t LANE_NUMBERS[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 static inline void vtranspose(vec *rows) {
+    const ivec lane = *(const ivec_unaligned *)LANE_NUMBERS;
 #pragma GCC unroll 8
     for (int h = VL / 2; h > 0; h /= 2) {
-        ivec upper, lower;
-#pragma GCC unroll 16
-        for (int j = 0; j < VL; j++) {
-            upper[j] = j & h ? VL + j - h : j;
-            lower[j] = j & h ? VL + j : j + h;
-        }
+        /* a's lanes without h, and b's in the places of the others; then those left over */
+        const ivec upper = lane + (lane & h) * (VL / h - 1), lower = upper + h;
 #pragma GCC unroll 16
         for (int i = 0; i < VL; i++)
             if (!(i & h)) {
@@ -176,10 +176,7 @@ static inline float half_to_float(uint16_t h) {
 /* (a * b) >> 64 */
 static inline uint64_t multiply_high(uint64_t a, uint64_t b) { return (uint64_t)(((unsigned __int128)a * b) >> 64); }
 
-/* Asks for the lines of n bytes to come into the second-level cache. */
-static inline void prefetch(const char *p, Py_ssize_t n) {
-    for (Py_ssize_t i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 2);
-}
+static inline void prefetch(const char *p) { __builtin_prefetch(p, 0, 2); }
 
 static inline int64_t atomic_read(const int64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void atomic_write(int64_t *p, int64_t value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }

@@ -223,8 +223,8 @@ def hashes(results):
 # What AVX2 and AVX-512 gave when these tests were written. A change here changes what users have trained, and
 # belongs in the change log; `python test_bits.py` prints the new table.
 GOLDEN = {
-    "softmax_cross_entropy, float32": "3a6aa60e52140a6b",
-    "softmax_cross_entropy, float64": "6953a9aac95cc9c1",
+    "softmax_cross_entropy, float32": "10f434a025fa660a",
+    "softmax_cross_entropy, float64": "948398f69292ff87",
     "hinge, float32": "9ca24dfc7ffa0365",
     "hinge, float64": "16313f36d3f4ac13",
     "squared_hinge, float32": "ef6b3dad1fd83f99",
@@ -241,8 +241,8 @@ GOLDEN = {
     "linear, float64": "862098c06db8ac37",
     "large, float32": "411fb46e67db2a46",
     "large, float64": "60f9367709639081",
-    "kernels, float32": "a532975f23827890",
-    "kernels, float64": "ae3f7507f42309bb",
+    "kernels, float32": "2f0f547ff53993ec",
+    "kernels, float64": "6ad2fa1495af7b43",
 }
 
 
