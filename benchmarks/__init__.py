@@ -1,4 +1,6 @@
-"""fastopt beside other libraries on the same work: `python -m benchmarks`."""
+"""How fast fastopt is: `python -m benchmarks` beside other libraries and the machine's peak, `benchmarks.kernels` each
+kernel alone, `benchmarks.threads` beside a busy process, `benchmarks.memory` what a fit takes, `benchmarks.commits`
+one revision beside another. Each says more with --help."""
 
 import sys
 from pathlib import Path

@@ -4,8 +4,6 @@ import dataclasses
 
 import numpy as np
 
-from fastopt import reference
-
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
@@ -47,18 +45,21 @@ class Workload:
 
     def order(self, epoch):
         """The epoch's order of the samples: that of a Trainer with seed 0."""
+        # by a worker's fastopt, which need not be here
+        from fastopt import reference
+
         return reference._shuffle(0, epoch, self.n)
 
 
+# a smaller rate where training at 0.01 is unstable and magnifies the last bits, in which the libraries differ
 WORKLOADS = {
     "W1": Workload(60_000, (784, 64, 10), 128, "sigmoid", momentum=0.0),
-    "W2": Workload(60_000, (784, 64, 64, 10), 128),
-    "W3": Workload(20_000, (784, 512, 512, 10), 128),
+    "W2": Workload(60_000, (784, 64, 64, 10), 128, lr=1e-3),
+    "W3": Workload(20_000, (784, 512, 512, 10), 128, lr=1e-3),
     "W4": Workload(5_120, (1024, 2048, 2048, 1000), 256),
     "W5": Workload(14_376, (64, 32, 10), 32),
     "W6": Workload(20_000, (20, 16, 2), 8, momentum=0.0),
     "L1": Workload(60_000, (784, 10), 256, None),
     "L2": Workload(60_000, (784, 10), 32, None, momentum=0.0),
-    # a smaller rate: at 0.01 the training is unstable and magnifies the last bits, in which the libraries differ
     "L3": Workload(3_000, (3072, 3), 32, None, lr=1e-4),
 }
