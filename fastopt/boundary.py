@@ -134,14 +134,25 @@ def _cgroup_quota():
         return None
 
 
-def available_threads():
-    """Processors this process may use: affinity, container quota, OMP_NUM_THREADS, FASTOPT_NUM_THREADS."""
+def processors():
+    """Processors this process may use: affinity, container quota."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = (affinity, _cgroup_quota(), _from_environment("OMP_NUM_THREADS"), _from_environment("FASTOPT_NUM_THREADS"))
+    return min(affinity, _cgroup_quota() or affinity)
+
+
+def available_threads():
+    """The same, and at most OMP_NUM_THREADS and FASTOPT_NUM_THREADS."""
+    limits = (processors(), _from_environment("OMP_NUM_THREADS"), _from_environment("FASTOPT_NUM_THREADS"))
     return min(limit for limit in limits if limit is not None)
 
 
-#: In a forked child the OpenMP pool of the parent is dead and waiting for it would never end: one thread there.
+def threads(n_threads, operations):
+    """How many threads for so many multiply-adds between two synchronisations: as are worth it, at most n_threads."""
+    limit = available_threads() if n_threads is None else min(integer("n_threads", n_threads, 1), processors())
+    return min(limit, max(1, int(operations) // WORTH_A_THREAD), MAX_THREADS)
+
+
+#: In a forked child OpenMP's pool is the parent's and dead; waiting for it would never end.
 _forked = False
 
 
@@ -154,13 +165,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def threads(n_threads, operations):
-    """How many threads for so many multiply-adds between two synchronisations; at most n_threads."""
-    if n_threads is None:
-        limit = min(available_threads(), max(1, int(operations) // WORTH_A_THREAD))
-    else:
-        limit = integer("n_threads", n_threads, 1)
-    return 1 if _forked else min(limit, MAX_THREADS)
+def openmp_threads(n_threads, operations):
+    """The same, for kernels that share their work by OpenMP."""
+    n_threads = threads(n_threads, operations)
+    return 1 if _forked else n_threads
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------

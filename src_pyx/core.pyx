@@ -54,6 +54,7 @@ cdef extern from "simd.h" nogil:
     float half_to_float(uint16_t h)
     uint64_t multiply_high(uint64_t a, uint64_t b)
     void prefetch(const char* p)
+    void prefetch_close(const char* p)
     int64_t atomic_read(const int64_t* p)
     void atomic_write(int64_t* p, int64_t value)
     int64_t atomic_subtract(int64_t* p, int64_t value)
@@ -62,6 +63,7 @@ cdef extern from "simd.h" nogil:
 
 include "elementwise.pyx"
 include "random.pyx"
+include "threads.pyx"
 include "dense.pyx"
 include "losses.pyx"
 include "optim.pyx"

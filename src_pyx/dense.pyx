@@ -3,6 +3,7 @@
 
 cdef enum:
     BLOCK = 128  # contraction steps at a time: what two operands of a tile need stays in the first-level cache
+    AHEAD = 8    # scattered rows that are asked for before their turn
     MAX_VL = 16  # VL and LANES are known to the C compiler only; array sizes must suit every path
 
 cdef enum Operand:
@@ -75,6 +76,9 @@ cdef inline INLINED tile(int operand, int m, int nv, const real* a, Py_ssize_t l
         while k < stop:
             b_row = b_rows[k] + ldb if operand == SCATTERED else b
             prefetch(fetch[k])
+            if operand == SCATTERED:
+                prefetch_close(<const char*> (b_rows[k + AHEAD] + ldb))
+                prefetch_close(<const char*> (b_rows[k + AHEAD] + ldb + VL))
             for v in range(nv):
                 lanes[v] = vload(b_row + v * VL)
             for i in range(m):
@@ -180,8 +184,10 @@ cdef void transpose(const real* source, Py_ssize_t lds, Py_ssize_t rows, Py_ssiz
                 for k in range(VL):
                     vstore(to + (j + k) * ldt + i, block[k])
             else:
-                for k in range(VL):
-                    block[k] = vload_part(source + (i + k) * lds + j, width, 0) if k < height else vset(0)
+                for k in range(height):
+                    block[k] = vload_part(source + (i + k) * lds + j, width, 0)
+                for k in range(height, VL):
+                    block[k] = vset(0)
                 vtranspose(block)
                 for k in range(width):
                     vstore_part(to + (j + k) * ldt + i, block[k], height)

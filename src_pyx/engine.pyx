@@ -13,8 +13,6 @@
 cdef enum:
     ROWS_A_UNIT = 32           # four vectors of rows on the widest path
     MAX_GROUPS = 16
-    PHASE_SHIFT = 28           # units left are counted in the low bits of the shared word
-    UNITS_MASK = (1 << 28) - 1
 
 cdef enum Phase:
     ROWS
@@ -81,7 +79,7 @@ cdef class Engine:
     cdef real* gathered         # (batch, ld), rows that can't be read where they lie
     cdef const real** ends      # a row's last inputs, where they don't fill a panel,
     cdef real* end_panel        # (batch, LANES), padded with zeros
-    cdef const char** next_rows # where the next batch's rows lie
+    cdef const char** places[2] # where the rows lie of batches 0, 2, ... and 1, 3, ...
     cdef Py_ssize_t n_next
     cdef real* scores
     cdef real* dscores
@@ -102,14 +100,10 @@ cdef class Engine:
     cdef readonly object error
     cdef double next_check
     cdef Py_ssize_t claims, claims_a_check
-    # shared between threads, each word on a cache line of its own
     cdef int phase
-    cdef int n_threads
-    cdef int64_t* word
-    cdef int64_t* remaining
-    cdef int64_t* finished
-    cdef int64_t* stop_requested
-    cdef int64_t* bad_input
+    # from any thread
+    cdef int64_t stop_requested
+    cdef int64_t bad_input
 
     def __cinit__(self, sizes, activations, Py_ssize_t batch, int loss, int rule, double momentum,
                   double weight_decay, double l1, bint decay_bias, double dropout, uint64_t seed):
@@ -139,17 +133,19 @@ cdef class Engine:
                 layer.factors = self.allocate_reals(rows * layer.n_out)
             layer.doutput = self.allocate_reals(rows * layer.n_out)
             layer.doutput_rows = self.allocate_reals(rows * layer.n_out)
-            layer.inputs = <const real**> self.allocate(rows * sizeof(real*))
+            layer.inputs = <const real**> self.allocate((rows + AHEAD) * sizeof(real*))
             layer.panel = LANES
             if i > 0:
                 layer.panel = rows * LANES
                 layer.hidden = self.allocate_reals(rows * whole(layer.n_in, LANES))
-                for r in range(rows):
+                for r in range(rows + AHEAD):
                     layer.inputs[r] = layer.hidden + r * LANES
-        self.ends = <const real**> self.allocate(rows * sizeof(real*))
+        self.ends = <const real**> self.allocate((rows + AHEAD) * sizeof(real*))
         self.end_panel = self.allocate_reals(rows * LANES)
-        self.next_rows = <const char**> self.allocate(batch * sizeof(char*))
-        for r in range(rows):
+        for i in range(2):
+            self.places[i] = <const char**> self.allocate(batch * sizeof(char*))
+        for r in range(rows + AHEAD):
+            self.layers.inputs[r] = self.end_panel
             self.ends[r] = self.end_panel + r * LANES
         size = sizes[self.n_layers]
         self.scores = self.allocate_reals(batch * size)
@@ -159,11 +155,6 @@ cdef class Engine:
         self.factor = self.allocate_reals(rows)
         self.batch_labels = <int64_t*> self.allocate(rows * sizeof(int64_t))
         self.batch_targets = self.allocate_reals(batch * size)
-        self.word = <int64_t*> self.allocate(5 * 64)
-        self.remaining = self.word + 8
-        self.finished = self.word + 16
-        self.stop_requested = self.word + 24
-        self.bad_input = self.word + 32
         # Rows in a unit: few leave work for every thread, many read large weights less often.
         self.row_block = ROWS_A_UNIT if weights * <Py_ssize_t> sizeof(real) < (1 << 20) else 2 * ROWS_A_UNIT
         self.streamed = weights * <Py_ssize_t> sizeof(real) > (1 << 20)
@@ -250,7 +241,7 @@ cdef class Engine:
         self.check_finite = check_finite
         self.outcome = RUNNING
         self.error = None
-        atomic_write(self.bad_input, 0)
+        atomic_write(&self.bad_input, 0)
 
     def set_order(self, int64_t[::1] order, uint64_t epoch):
         """order <- the epoch's order of the samples"""
@@ -259,14 +250,14 @@ cdef class Engine:
 
     def request_stop(self):
         """Ends the running epoch before its next batch; safe from any thread."""
-        atomic_write(self.stop_requested, 1)
+        atomic_write(&self.stop_requested, 1)
 
     # -- one step -----------------------------------------------------------------------------------------------
 
     cdef void open_batch(self) noexcept nogil:
         cdef Py_ssize_t r
         cdef double total
-        if atomic_read(self.stop_requested):
+        if atomic_read(&self.stop_requested):
             self.outcome = STOPPED
             return
         if self.next_batch == self.last_batch:
@@ -275,11 +266,9 @@ cdef class Engine:
         self.start = self.next_batch * self.batch
         self.n = min(self.batch, self.features.n - self.start)
         self.rate = self.rates[self.next_batch - self.first_batch]
-        self.n_next = 0
-        if self.features.lines > 0:
-            self.n_next = min(self.batch, self.features.n - self.start - self.n)
-            for r in range(self.n_next):
-                self.next_rows[r] = self.features.place(self.order[self.start + self.n + r])
+        if self.next_batch == self.first_batch:
+            self.place_rows(self.next_batch % 2, self.start)
+        self.n_next = self.place_rows((self.next_batch + 1) % 2, self.start + self.n)
         if self.sample_weight is None:
             for r in range(self.n):
                 self.factor[r] = <real> (1.0 / self.n)
@@ -295,7 +284,7 @@ cdef class Engine:
         """The batch's losses into the epoch's; a loss that is not finite ends the epoch before the update."""
         cdef bint weighted = self.sample_weight is not None
         cdef double batch_sum = weighted_sum(self.losses, self.batch_weight if weighted else NULL, self.n)
-        if atomic_read(self.bad_input):
+        if atomic_read(&self.bad_input):
             self.outcome = BAD_INPUT
         elif batch_sum - batch_sum != 0:
             self.outcome = DIVERGED
@@ -321,18 +310,32 @@ cdef class Engine:
         for r in range(r1, whole(r1, VL)):
             first.inputs[r] = row
 
-    cdef void fetch_ahead(self, Fetch* fetch, bint half, Py_ssize_t part, Py_ssize_t parts,
+    cdef void fetch_ahead(self, Fetch* fetch, bint in_weights_phase, Py_ssize_t part, Py_ssize_t parts,
                           Py_ssize_t steps) noexcept nogil:
-        """Part 0 .. parts-1 of a half of the next batch's cache lines, spread over `steps` steps of tiles"""
-        cdef Py_ssize_t lines = self.features.lines, total = self.n_next * lines, group
-        cdef Py_ssize_t start = (half * parts + part) * total // (2 * parts)
-        fetch.rows, fetch.n_rows, fetch.lines = self.next_rows, self.n_next, lines
-        fetch.left = (half * parts + part + 1) * total // (2 * parts) - start
+        """Part 0 .. parts-1 of the rows that the phase asks for, spread over `steps` steps of tiles"""
+        # The batch's second half while the first is computed, then the next batch's first half: a whole batch ahead,
+        # a large one would not stay in the second-level cache. A batch of one unit is needed all at once.
+        cdef bint one_unit = self.n <= self.row_block
+        cdef Py_ssize_t batch = self.next_batch + (in_weights_phase or one_unit)
+        cdef Py_ssize_t n = self.n if batch == self.next_batch else self.n_next
+        cdef Py_ssize_t first = 0 if in_weights_phase != one_unit else n // 2
+        n = n - n // 2 if first > 0 else n // 2
+        cdef const char** rows = self.places[batch % 2] + first
+        cdef Py_ssize_t lines = max(<Py_ssize_t> 1, self.features.lines), total = n * self.features.lines
+        cdef Py_ssize_t start = part * total // parts
+        cdef Py_ssize_t group = start // (8 * lines) * 8, height = max(<Py_ssize_t> 1, min(<Py_ssize_t> 8, n - group))
+        fetch.rows, fetch.n_rows, fetch.lines = rows, n, lines
+        fetch.left = (part + 1) * total // parts - start
         fetch.steps = max(1, steps // max(1, fetch.left))
-        group = start // (8 * max(1, lines)) * 8
-        start -= group * lines
-        fetch.line = start // max(1, min(<Py_ssize_t> 8, self.n_next - group))
-        fetch.row = group + start % max(1, min(<Py_ssize_t> 8, self.n_next - group))
+        fetch.line = (start - group * lines) // height
+        fetch.row = group + (start - group * lines) % height
+
+    cdef Py_ssize_t place_rows(self, int which, Py_ssize_t start) noexcept nogil:
+        """Where the rows of the batch from `start` on lie; how many they are"""
+        cdef Py_ssize_t r, n = min(self.batch, self.features.n - start)
+        for r in range(n):
+            self.places[which][r] = self.features.place(self.order[start + r])
+        return n
 
     cdef void transpose_inputs(self, Py_ssize_t r, int nv, Py_ssize_t k0, Py_ssize_t length, real* to) noexcept nogil:
         """to (length, nv*VL) = the inputs k0, k0 + 1, ... of the rows r, r + 1, ..., rounded up to whole vectors"""
@@ -360,7 +363,7 @@ cdef class Engine:
         for r in range(r0, r1):
             value = first.active[r // LANES * LANES * first.n_out + r % LANES]
             if value - value != 0 and not all_finite(first.inputs[r], first.n_in):
-                atomic_write(self.bad_input, 1)
+                atomic_write(&self.bad_input, 1)
 
     cdef void forward_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
         cdef vec x_block[BLOCK * MAX_GROUPS * 2]
@@ -374,7 +377,7 @@ cdef class Engine:
         cdef int i, nv
         cdef Fetch fetch
         fetch_nothing(&fetch)
-        self.fetch_ahead(&fetch, 0, r0 // self.row_block, (self.n + self.row_block - 1) // self.row_block,
+        self.fetch_ahead(&fetch, False, r0 // self.row_block, (self.n + self.row_block - 1) // self.row_block,
                          (r1 - r0 + LANES - 1) // LANES * tiles_of(layer.n_out) * layer.n_in)
         for i in range(self.n_layers):
             layer = &self.layers[i]
@@ -516,7 +519,8 @@ cdef class Engine:
         cdef Fetch fetch
         fetch_nothing(&fetch)
         if layer == self.layers:
-            self.fetch_ahead(&fetch, 1, k // LANES, (layer.n_in + LANES - 1) // LANES, tiles_of(layer.n_out) * self.n)
+            self.fetch_ahead(&fetch, True, k // LANES, (layer.n_in + LANES - 1) // LANES,
+                             tiles_of(layer.n_out) * self.n)
             if k + LANES > layer.n_in:
                 inputs, offset = self.ends, 0
         for t in range(tiles_of(layer.n_out)):
@@ -584,8 +588,8 @@ cdef class Engine:
                 return
             unit -= panels
 
-    cdef void next_phase(self) noexcept nogil:
-        """What follows the phase that just ended; alone, by whichever thread ended it."""
+    cdef Py_ssize_t next_phase(self) noexcept nogil:
+        """What follows the phase that just ended; alone, by whichever thread ended it. Units, 0 where nothing does."""
         if self.phase == ROWS:
             self.add_losses()
             self.phase = WEIGHTS
@@ -601,39 +605,9 @@ cdef class Engine:
                 self.outcome = PAUSED
             else:
                 self.open_batch()
+        return self.units() if self.outcome == RUNNING else 0
 
-    # -- threads ------------------------------------------------------------------------------------------------
-    # One word holds the phase's number and how many of its units are unclaimed. A thread claims a share of them by
-    # compare-and-swap and reads nothing of the step before that succeeds; the phase ends when all claimed units are
-    # done, not when all threads have come. So no step waits for a thread that has not started.
-
-    cdef void publish(self, int64_t number) noexcept nogil:
-        cdef int64_t count = self.units()
-        atomic_write(self.remaining, count)
-        atomic_write(self.word, number << PHASE_SHIFT | count)
-
-    cdef void work(self, bint is_caller) noexcept nogil:
-        cdef int64_t word, left, share, unit
-        cdef Py_ssize_t waits = 0
-        while not atomic_read(self.finished):
-            word = atomic_read(self.word)
-            left = word & UNITS_MASK
-            share = (left + self.n_threads - 1) // self.n_threads
-            if left == 0 or not atomic_swap_if(self.word, word, word - share):
-                spin(waits)
-                waits += 1
-                continue
-            waits = 0
-            for unit in range(left - share, left):
-                self.run_unit(unit)
-            if is_caller:
-                self.watch_signals()
-            if atomic_subtract(self.remaining, share) == 0:
-                self.next_phase()
-                if self.outcome != RUNNING:
-                    atomic_write(self.finished, 1)
-                else:
-                    self.publish((word >> PHASE_SHIFT) + 1)
+    # -- epochs -------------------------------------------------------------------------------------------------
 
     cdef void watch_signals(self) noexcept nogil:
         cdef double now, waited
@@ -656,14 +630,9 @@ cdef class Engine:
 
     cdef void run_phases(self, int n_threads) noexcept nogil:
         """Phases from the one set until the outcome is known."""
-        self.n_threads = n_threads
-        atomic_write(self.finished, 0)
-        self.publish(atomic_read(self.word) >> PHASE_SHIFT)
-        if n_threads == 1:
-            self.work(True)
-        else:
-            with parallel(num_threads=n_threads):
-                self.work(threadid() == 0)
+        cdef Job job
+        job.run_unit, job.next_phase, job.watch, job.self = engine_unit, engine_phase, engine_watch, <void*> self
+        run_job(&job, self.units(), n_threads)
 
     def run(self, int n_threads):
         """Trains to the end of the epoch, or to the batch where `outcome` says why not."""
@@ -686,7 +655,7 @@ cdef class Engine:
             if self.outcome == RUNNING:
                 self.phase = FORWARD
                 self.run_phases(n_threads)
-            if atomic_read(self.bad_input):
+            if atomic_read(&self.bad_input):
                 self.outcome = BAD_INPUT
             if self.outcome == PAUSED:
                 memcpy(&scores[0, 0], self.scores, self.n * scores.shape[1] * sizeof(real))
@@ -701,6 +670,18 @@ cdef class Engine:
             self.outcome = RUNNING
             self.phase = BACKWARD
             self.run_phases(n_threads)
+
+
+cdef void engine_unit(void* engine, Py_ssize_t unit, int thread) noexcept nogil:
+    (<Engine> engine).run_unit(unit)
+
+
+cdef Py_ssize_t engine_phase(void* engine) noexcept nogil:
+    return (<Engine> engine).next_phase()
+
+
+cdef void engine_watch(void* engine) noexcept nogil:
+    (<Engine> engine).watch_signals()
 
 
 # What a signal handler, and so KeyboardInterrupt, must not find half done is done here: no Python bytecode runs

@@ -12,45 +12,55 @@ cdef struct Network:
     Py_ssize_t widest
 
 
-cdef bint forward_chunk(const Network* network, Features features, Py_ssize_t start, Py_ssize_t n,
-                        real* workspace, real* out) noexcept nogil:
-    """out = the scores of rows start .. start+n-1; whether those rows are finite. Workspace: 2 n of the widest."""
-    cdef real* x = workspace
-    cdef real* h = workspace + n * network.widest
+    void* features      # a Features
+    real* workspace     # of each thread
+    Py_ssize_t size
+    real* out           # (rows, scores)
+    int64_t n_nonfinite
+
+
+cdef void forward_chunk(void* job, Py_ssize_t chunk, int thread) noexcept nogil:
+    """out = the scores of a chunk's rows"""
+    cdef Network* network = <Network*> job
+    cdef Py_ssize_t start = chunk * CHUNK, n = min((<Features> network.features).n - start, <Py_ssize_t> CHUNK)
+    cdef real* x = network.workspace + thread * network.size
+    cdef real* h = x + n * network.widest
     cdef const real* flat = network.flat
     cdef Py_ssize_t n_in, n_out
     cdef int i
-    cdef bint finite = features.copy_finite(start, start + n, x)
+    if not (<Features> network.features).copy_finite(start, start + n, x):
+        atomic_write(&network.n_nonfinite, 1)
     for i in range(network.n_layers):
         n_in = network.sizes[i]
         n_out = network.sizes[i + 1]
         if i + 1 == network.n_layers:
-            h = out
+            h = network.out + start * n_out
         dense_forward(x, flat, flat + n_in * n_out, h, n, n_in, n_out, network.activations[i], 1)
         flat += (n_in + 1) * n_out
         x, h = h, x
-    return finite
+
+
+cdef Py_ssize_t no_more(void* job) noexcept nogil:
+    return 0
 
 
 def call_forward(Features features, const Py_ssize_t[::1] sizes, const int[::1] activations, const real[::1] flat,
                  real[:, ::1] out, int n_threads):
     """out = the scores of all rows; whether the rows are finite"""
     cdef Network network
-    cdef Py_ssize_t n_chunks = (features.n + CHUNK - 1) // CHUNK
-    cdef Py_ssize_t chunk, size, rows = min(features.n, <Py_ssize_t> CHUNK)
-    cdef int n_nonfinite = 0
-    cdef Memory workspace
+    cdef Job job
+    cdef Py_ssize_t n_chunks = (features.n + CHUNK - 1) // CHUNK, widest = max(sizes)
+    n_threads = <int> min(<Py_ssize_t> n_threads, n_chunks)
+    network.size = 2 * min(features.n, <Py_ssize_t> CHUNK) * widest
+    cdef Memory workspace = Memory(n_threads * network.size * sizeof(real))
     network.n_layers = <int> activations.shape[0]
     network.sizes, network.activations, network.flat = &sizes[0], &activations[0], &flat[0]
-    network.widest = max(sizes)
-    n_threads = <int> min(<Py_ssize_t> n_threads, n_chunks)
-    size = 2 * rows * network.widest
-    workspace = Memory(n_threads * size * sizeof(real))
-    for chunk in prange(n_chunks, nogil=True, num_threads=n_threads, schedule="dynamic", use_threads_if=n_threads > 1):
-        n_nonfinite += not forward_chunk(
-            &network, features, chunk * CHUNK, min(features.n - chunk * CHUNK, <Py_ssize_t> CHUNK),
-            workspace.reals() + threadid() * size, &out[chunk * CHUNK, 0])
-    return n_nonfinite == 0
+    network.widest, network.features, network.n_nonfinite = widest, <void*> features, 0
+    network.workspace, network.out = workspace.reals(), &out[0, 0]
+    job.run_unit, job.next_phase, job.watch, job.self = forward_chunk, no_more, NULL, &network
+    with nogil:
+        run_job(&job, n_chunks, n_threads)
+    return network.n_nonfinite == 0
 
 
 def call_penalty(const real[::1] values):

@@ -177,6 +177,7 @@ static inline float half_to_float(uint16_t h) {
 static inline uint64_t multiply_high(uint64_t a, uint64_t b) { return (uint64_t)(((unsigned __int128)a * b) >> 64); }
 
 static inline void prefetch(const char *p) { __builtin_prefetch(p, 0, 2); }
+static inline void prefetch_close(const char *p) { __builtin_prefetch(p, 0, 3); }
 
 static inline int64_t atomic_read(const int64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void atomic_write(int64_t *p, int64_t value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }

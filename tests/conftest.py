@@ -22,6 +22,17 @@ settings.register_profile("thorough", derandomize=True, deadline=None, max_examp
 settings.load_profile("fixed")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def as_many_threads_as_are_asked_for():
+    """Also for small work, and on few processors: the library would take fewer."""
+    from fastopt import boundary
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(boundary, "WORTH_A_THREAD", 1)
+        patch.setattr(boundary, "processors", lambda: boundary.MAX_THREADS)
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_folder():
     """The folder of public data sets that may lie beside the repository."""
