@@ -19,7 +19,7 @@ LABEL_LOSSES = ("softmax_cross_entropy", "hinge", "squared_hinge")
 TARGET_LOSSES = ("binary_cross_entropy", "mse", "mae", "msle")
 MAX_THREADS = 64
 #: Multiply-adds that are worth a thread, about 0.1 ms of them: beside a busy neighbour a thread starts that late.
-WORTH_A_THREAD = 4_000_000
+WORTH_A_THREAD = 3_000_000
 
 # -- scalars ----------------------------------------------------------------------------------------------------
 

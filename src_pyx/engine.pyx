@@ -91,7 +91,7 @@ cdef class Engine:
     cdef Py_ssize_t n, start
     cdef double rate
     # progress
-    cdef bint check_finite, stepwise
+    cdef bint check_finite, stepwise, together
     cdef readonly Py_ssize_t next_batch
     cdef Py_ssize_t last_batch, first_batch
     cdef readonly uint64_t update_count
@@ -314,11 +314,12 @@ cdef class Engine:
                           Py_ssize_t steps) noexcept nogil:
         """Part 0 .. parts-1 of the rows that the phase asks for, spread over `steps` steps of tiles"""
         # The batch's second half while the first is computed, then the next batch's first half: a whole batch ahead,
-        # a large one would not stay in the second-level cache. A batch of one unit is needed all at once.
-        cdef bint one_unit = self.n <= self.row_block
-        cdef Py_ssize_t batch = self.next_batch + (in_weights_phase or one_unit)
+        # a large one would not stay in the second-level cache. A batch of one unit is needed all at once, and so is
+        # what several threads compute together.
+        cdef bint whole_batch = self.together or self.n <= self.row_block
+        cdef Py_ssize_t batch = self.next_batch + (in_weights_phase or whole_batch)
         cdef Py_ssize_t n = self.n if batch == self.next_batch else self.n_next
-        cdef Py_ssize_t first = 0 if in_weights_phase != one_unit else n // 2
+        cdef Py_ssize_t first = 0 if in_weights_phase != whole_batch else n // 2
         n = n - n // 2 if first > 0 else n // 2
         cdef const char** rows = self.places[batch % 2] + first
         cdef Py_ssize_t lines = max(<Py_ssize_t> 1, self.features.lines), total = n * self.features.lines
@@ -332,9 +333,11 @@ cdef class Engine:
 
     cdef Py_ssize_t place_rows(self, int which, Py_ssize_t start) noexcept nogil:
         """Where the rows of the batch from `start` on lie; how many they are"""
-        cdef Py_ssize_t r, n = min(self.batch, self.features.n - start)
+        cdef Py_ssize_t r, i, n = min(self.batch, self.features.n - start)
         for r in range(n):
-            self.places[which][r] = self.features.place(self.order[start + r])
+            # in either half rows from everywhere, where threads are to ask for what they will compute themselves
+            i = r if not self.together else 2 * r if r < (n + 1) // 2 else 2 * (r - (n + 1) // 2) + 1
+            self.places[which][r] = self.features.place(self.order[start + i])
         return n
 
     cdef void transpose_inputs(self, Py_ssize_t r, int nv, Py_ssize_t k0, Py_ssize_t length, real* to) noexcept nogil:
@@ -637,7 +640,7 @@ cdef class Engine:
     def run(self, int n_threads):
         """Trains to the end of the epoch, or to the batch where `outcome` says why not."""
         with nogil:
-            self.stepwise = False
+            self.stepwise, self.together = False, n_threads > 1
             self.open_batch()
             if self.outcome == RUNNING:
                 self.phase = ROWS
@@ -649,7 +652,7 @@ cdef class Engine:
     def forward_batch(self, real[:, ::1] scores, int n_threads):
         """Scores of the next batch into scores[:n]; its outcome is "paused" unless there is no batch to run."""
         with nogil:
-            self.stepwise = True
+            self.stepwise, self.together = True, n_threads > 1
             self.outcome = RUNNING
             self.open_batch()
             if self.outcome == RUNNING:

@@ -1,8 +1,9 @@
-# Threads for jobs of many short phases. One word holds a phase's number and how many of its units are unclaimed. A
-# thread claims a share of them by compare-and-swap and reads nothing of the job before that succeeds; a phase ends when
-# all claimed units are done, not when all threads have come. So nothing ever waits for a thread that has not started,
+# Threads for jobs of many short phases. One word holds a phase's number and which of its units are unclaimed. A thread
+# claims a share of them by compare-and-swap and reads nothing of the job before that succeeds; a phase ends when all
+# claimed units are done, not when all threads have come. So nothing ever waits for a thread that has not started,
 # neither a step nor the end of a job: a late helper finds another number in the word and claims nothing. The word is
-# not reset between jobs.
+# not reset between jobs. Every second thread claims from the other end: what a thread wrote in one phase, it is the
+# likelier to read in the next.
 #
 # Helpers sleep while no job wants them: none spins when a job has ended. OpenMP has neither property, and its pool is
 # dead in a forked child, where this one starts anew.
@@ -25,8 +26,8 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*)() noexcept nogil, void (*)() noexcept nogil, void (*)() noexcept nogil)
 
 cdef enum:
-    PHASE_SHIFT = 28                # units left are counted in the low bits of the shared word
-    UNITS_MASK = (1 << 28) - 1
+    UNIT_BITS = 18                  # the first unclaimed unit and the first claimed after it, in the word's low bits
+    UNIT_MASK = (1 << 18) - 1
     MAX_HELPERS = 63
 
 cdef struct Job:
@@ -46,6 +47,7 @@ cdef struct Pool:
     int64_t started                 # helpers
     Job* job
     int64_t count                   # units of the phase
+    int64_t grain                   # how many are claimed as one
     pthread_mutex_t mutex
     pthread_cond_t wake
 
@@ -62,30 +64,31 @@ init_pool()
 pthread_atfork(NULL, NULL, init_pool)
 
 
-cdef void finish(int64_t word, int64_t share) noexcept nogil:
-    """Units are done; whoever does the last of a phase opens the next."""
-    cdef int64_t count
-    if atomic_subtract(&pool.remaining, share) > 0:
-        return
-    count = pool.job.next_phase(pool.job.self)
-    if count == 0:
-        atomic_write(&pool.ended, 1)
-    else:
-        pool.count = count
-        atomic_write(&pool.remaining, count)
-        atomic_write(&pool.word, ((word >> PHASE_SHIFT) + 1) << PHASE_SHIFT | count)
+cdef void open_phase(int64_t count) noexcept nogil:
+    # a phase of very many units is handed out by the handful
+    pool.count, pool.grain = count, (count >> (UNIT_BITS - 1)) + 1
+    count = (count + pool.grain - 1) // pool.grain
+    atomic_write(&pool.remaining, count)
+    atomic_write(&pool.word, ((pool.word >> 2 * UNIT_BITS) + 1) << 2 * UNIT_BITS | count)
 
 
 cdef bint claim_and_run(int thread) noexcept nogil:
     """Claims some units and runs them; whether there were any."""
-    cdef int64_t word = atomic_read(&pool.word), left = word & UNITS_MASK, unit
-    cdef int64_t threads = atomic_read(&pool.wanted) + 1
-    cdef int64_t share = (left + 4 * threads - 1) // (4 * threads)
-    if left == 0 or not atomic_swap_if(&pool.word, word, word - share):
+    cdef int64_t word = atomic_read(&pool.word), first = word >> UNIT_BITS & UNIT_MASK, last = word & UNIT_MASK
+    cdef int64_t threads = atomic_read(&pool.wanted) + 1, unit
+    cdef int64_t share = (last - first + 4 * threads - 1) // (4 * threads)
+    if share == 0 or not atomic_swap_if(&pool.word, word, word - share if thread & 1 else word + (share << UNIT_BITS)):
         return False
-    for unit in range(pool.count - left, pool.count - left + share):
+    if thread & 1:
+        first = last - share
+    for unit in range(first * pool.grain, min((first + share) * pool.grain, pool.count)):
         pool.job.run_unit(pool.job.self, unit, thread)
-    finish(word, share)
+    if atomic_subtract(&pool.remaining, share) == 0:
+        unit = pool.job.next_phase(pool.job.self)
+        if unit > 0:
+            open_phase(unit)
+        else:
+            atomic_write(&pool.ended, 1)
     return True
 
 
@@ -132,16 +135,13 @@ cdef void run_alone(Job* job, Py_ssize_t count) noexcept nogil:
 
 cdef void run_job(Job* job, Py_ssize_t count, int n_threads) noexcept nogil:
     """All phases of the job, the first of `count` units, on at most n_threads threads, one of them the caller"""
-    cdef int64_t word
     cdef Py_ssize_t waits = 0
     if n_threads == 1 or not atomic_swap_if(&pool.taken, 0, 1):
         run_alone(job, count)
         return
-    word = ((atomic_read(&pool.word) >> PHASE_SHIFT) + 1) << PHASE_SHIFT
-    pool.job, pool.count = job, count
+    pool.job = job
     atomic_write(&pool.ended, 0)
-    atomic_write(&pool.remaining, count)
-    atomic_write(&pool.word, word | count)
+    open_phase(count)
     want(n_threads - 1)
     while not atomic_read(&pool.ended):
         if claim_and_run(0):
