@@ -3,6 +3,8 @@
 import importlib
 import os
 
+import numpy as np
+
 try:
     from . import _cpu
 except ImportError as error:
@@ -26,11 +28,11 @@ def _choose():
 
 
 ISA = _choose()
-_cores = {
-    dtype: importlib.import_module(f"fastopt._core_{ISA}_{dtype}") for dtype in ("float32", "float64")
-}
+_cores = {}
+for _name in ("float32", "float64"):
+    _cores[_name] = _cores[np.dtype(_name)] = importlib.import_module(f"fastopt._core_{ISA}_{_name}")
 
 
 def core(dtype):
     """The core module of a dtype."""
-    return _cores[str(dtype)]
+    return _cores[dtype]

@@ -148,8 +148,11 @@ def available_threads():
 
 def threads(n_threads, operations):
     """How many threads for so many multiply-adds between two synchronisations: as are worth it, at most n_threads."""
-    limit = available_threads() if n_threads is None else min(integer("n_threads", n_threads, 1), processors())
-    return min(limit, max(1, int(operations) // WORTH_A_THREAD), MAX_THREADS)
+    limit = MAX_THREADS if n_threads is None else integer("n_threads", n_threads, 1)
+    limit = min(limit, max(1, int(operations) // WORTH_A_THREAD), MAX_THREADS)
+    if limit == 1:
+        return 1
+    return min(limit, available_threads() if n_threads is None else processors())
 
 
 #: In a forked child OpenMP's pool is the parent's and dead; waiting for it would never end.

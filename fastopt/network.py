@@ -126,15 +126,13 @@ class MLP:
         ValueError, TypeError
             Another shape, a value that is not finite (named by position), not real numbers.
         """
-        array = boundary.real_array("X", X)
-        features = boundary.features("X", array, self._sizes[0], self._dtype)
+        features = boundary.features("X", X, self._sizes[0], self._dtype)
         workers = boundary.threads(n_threads, features.n * self._flat.size)
         out = np.empty((features.n, self._sizes[-1]), self._dtype)
         if features.n == 0:
             return out
         if not core(self._dtype).call_forward(features, self._shape, self._codes, self._flat, out, workers):
-            boundary.check_features_finite("X", array, features, self._dtype)
-        if not core(self._dtype).call_all_finite(out.reshape(-1)):
+            boundary.check_features_finite("X", X, features, self._dtype)
             raise OverflowError(f"the scores of row {int(np.argmin(np.isfinite(out).all(axis=1)))} are not finite: "
                                 f"the parameters are not, or are too large")
         return out

@@ -109,10 +109,13 @@ class _Watch:
     flat: np.ndarray | None = None
 
     def after(self, value, flat):
-        """The watch after an epoch with that value and those parameters."""
-        if value < self.best - self.rule.min_delta:
-            return _Watch(self.rule, value, 0, flat.copy() if self.rule.restore_best else None)
-        return dataclasses.replace(self, waited=self.waited + 1)
+        """The watch after an epoch with that value, and what `commit` is to copy: the parameters, if they are best."""
+        if not value < self.best - self.rule.min_delta:
+            return dataclasses.replace(self, waited=self.waited + 1), []
+        if not self.rule.restore_best:
+            return _Watch(self.rule, value), []
+        best = np.empty_like(flat) if self.flat is None else self.flat
+        return _Watch(self.rule, value, 0, best), [(best, flat)]
 
     @property
     def ended(self):
@@ -361,7 +364,7 @@ class Trainer:
                 if self._is_to_stop(watch, target_loss, callbacks):
                     break
         finally:
-            self._engine = None
+            self._engine = engine = None  # and its memory is free before the parameters are copied
             # a fit that failed before it got anywhere leaves what the network shows
             watch = self._state["watch"] if (self._state["updates"], self._state["epoch"]) != before else None
             if watch is not None and watch.flat is not None:
@@ -464,10 +467,11 @@ class Trainer:
         mean = engine.loss_sum / engine.weight_sum if engine.weight_sum > 0 else 0.0
         entries["loss"] = mean + self._penalty()
         entries["val_loss"] = math.nan if validation is None else self._validation_loss(validation)
+        copies = []
         if watch is not None:
-            watch = watch.after(entries[watch.rule.monitor], self._net.flat)
+            watch, copies = watch.after(entries[watch.rule.monitor], self._net.flat)
         core(self._net.dtype).commit(
-            [], state, {"epoch": state["epoch"] + 1, "partial": None, "watch": watch},
+            copies, state, {"epoch": state["epoch"] + 1, "partial": None, "watch": watch},
             [(getattr(history, name), value) for name, value in entries.items()],
         )
         return watch

@@ -10,7 +10,7 @@ cdef enum Operand:
     BY_ROW      # a[i, k] = a[i*lda + k]
     BY_PANEL    # a[i, k] = a[i*LANES + k % LANES + k // LANES * lda]
     BY_COLUMN   # a[i, k] = a[i + k*lda]
-    SCATTERED # the same, and the rows of b lie wherever b_rows says
+    SCATTERED   # the same, and the rows of b lie wherever b_rows says
 
 
 cdef struct Fetch:
@@ -179,6 +179,7 @@ cdef void transpose(const real* source, Py_ssize_t lds, Py_ssize_t rows, Py_ssiz
             width = min(columns - j, <Py_ssize_t> VL)
             if height == VL and width == VL:
                 for k in range(VL):
+                    prefetch_close(<const char*> (source + (i + k) * lds + j + LANES))
                     block[k] = vload(source + (i + k) * lds + j)
                 vtranspose(block)
                 for k in range(VL):
@@ -234,12 +235,14 @@ cdef void panel_product(bint by_column, Py_ssize_t m, Py_ssize_t length, const r
             height = min(<Py_ssize_t> BLOCK, m - i)
             a_block = a + k0 * lda + i if by_column else a + i * lda + k0
             if width == lanes:
-                product(operand, nv, height, a_block, lda, steps, panel, lanes, NULL, True, out + i * ldo, ldo, fetch.addresses)
+                product(operand, nv, height, a_block, lda, steps, panel, lanes, NULL, True, out + i * ldo, ldo,
+                        fetch.addresses)
             else:
                 # a row ends inside the vector: the tiles are computed aside
                 for r in range(height):
                     memcpy(partial + r * lanes, out + (i + r) * ldo, width * sizeof(real))
-                product(operand, nv, height, a_block, lda, steps, panel, lanes, NULL, True, partial, lanes, fetch.addresses)
+                product(operand, nv, height, a_block, lda, steps, panel, lanes, NULL, True, partial, lanes,
+                        fetch.addresses)
                 for r in range(height):
                     memcpy(out + (i + r) * ldo, partial + r * lanes, width * sizeof(real))
 
@@ -261,24 +264,73 @@ cdef void add_rows(const real* rows, Py_ssize_t ld, Py_ssize_t n, Py_ssize_t wid
         vstore_part(total + j, a, width - j)
 
 
+cdef inline INLINED one_row(int nv, const real* x, Py_ssize_t length, const real* weight, Py_ssize_t width,
+                            const real* bias, real* out) noexcept nogil:
+    """out (width) = bias + weight (width, length) x, for at most nv vectors; the turned weights stay in registers."""
+    cdef vec acc[2]
+    cdef vec block[2][MAX_VL]
+    cdef Py_ssize_t k, i, o, steps
+    cdef int v
+    for v in range(nv):
+        acc[v] = vset(0)
+        if bias != NULL:
+            acc[v] = vload_part(bias + v * VL, width - v * VL, 0) if width - v * VL < VL else vload(bias + v * VL)
+    for k from 0 <= k < length by VL:
+        steps = min(<Py_ssize_t> VL, length - k)
+        for v in range(nv):
+            for i in range(VL):
+                o = min(v * VL + i, width - 1)
+                prefetch_close(<const char*> (weight + o * length + k + LANES))
+                block[v][i] = (vload(weight + o * length + k) if steps == VL
+                               else vload_part(weight + o * length + k, steps, 0))
+            vtranspose(block[v])
+        if steps == VL:
+            for i in range(VL):
+                for v in range(nv):
+                    acc[v] = vfma(vset(x[k + i]), block[v][i], acc[v])
+        else:
+            for i in range(steps):
+                for v in range(nv):
+                    acc[v] = vfma(vset(x[k + i]), block[v][i], acc[v])
+    for v in range(nv):
+        if width - v * VL < VL:
+            vstore_part(out + v * VL, acc[v], width - v * VL)
+        else:
+            vstore(out + v * VL, acc[v])
+
+
+cdef void forward_panel(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t n, Py_ssize_t n_in,
+                        Py_ssize_t n_out, int activation, Py_ssize_t o) noexcept nogil:
+    """dense_forward's outputs o .. o + LANES - 1 for n rows"""
+    cdef Py_ssize_t r, width = min(<Py_ssize_t> LANES, n_out - o)
+    if bias != NULL:
+        bias += o
+    if n > 1:
+        panel_product(False, n, n_in, x, n_in, True, weight + o * n_in, n_in, width, bias, False, out + o, n_out)
+    elif width > VL:
+        one_row(2, x, n_in, weight + o * n_in, width, bias, out + o)
+    else:
+        one_row(1, x, n_in, weight + o * n_in, width, bias, out + o)
+    if activation != IDENTITY:
+        for r in range(n):
+            activation_forward(activation, out + r * n_out + o, width)
+
+
 cdef api void dense_forward(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t n,
                             Py_ssize_t n_in, Py_ssize_t n_out, int activation, int n_threads) noexcept nogil:
     """out (n, n_out) = activation(x (n, n_in) @ weight.T + bias); bias may be NULL"""
-    cdef Py_ssize_t lanes = LANES
-    cdef Py_ssize_t panels = (n_out + lanes - 1) // lanes
+    cdef Py_ssize_t panels = (n_out + LANES - 1) // LANES
     # units of one panel, or of one panel and a share of the rows where panels are too few for the threads
     cdef Py_ssize_t shares = min(n, (n_threads + panels - 1) // panels)
-    cdef Py_ssize_t unit, o, r0, r1, r, width
-    for unit in prange(panels * shares, num_threads=n_threads, schedule="static", use_threads_if=n_threads > 1):
-        o = unit // shares * lanes
-        width = min(lanes, n_out - o)
-        r0 = n * (unit % shares) // shares
-        r1 = n * (unit % shares + 1) // shares
-        panel_product(False, r1 - r0, n_in, x + r0 * n_in, n_in, True, weight + o * n_in, n_in, width,
-                      bias + o if bias != NULL else NULL, False, out + r0 * n_out + o, n_out)
-        if activation != IDENTITY:
-            for r in range(r0, r1):
-                activation_forward(activation, out + r * n_out + o, width)
+    cdef Py_ssize_t unit, r
+    if n_threads == 1:
+        for unit in range(panels):
+            forward_panel(x, weight, bias, out, n, n_in, n_out, activation, unit * LANES)
+        return
+    for unit in prange(panels * shares, num_threads=n_threads, schedule="static"):
+        r = n * (unit % shares) // shares
+        forward_panel(x + r * n_in, weight, bias, out + r * n_out, n * (unit % shares + 1) // shares - r, n_in, n_out,
+                      activation, unit // shares * LANES)
 
 
 cdef api void dense_backward(const real* dscores, const real* x, const real* weight, real* dx, real* dweight,
@@ -324,14 +376,14 @@ def call_fma_loop(Py_ssize_t repeats):
     measure it. Returns their floating-point operations."""
     cdef vec sums[MR][2]
     cdef vec a = vset(0.999), b = vset(0.001)
-    cdef Py_ssize_t repeat
+    cdef Py_ssize_t _
     cdef int i
     cdef real total = 0
     with nogil:
         for i in range(MR):
             sums[i][0] = vset(i)
             sums[i][1] = vset(-i)
-        for repeat in range(repeats):
+        for _ in range(repeats):
             for i in range(MR):
                 sums[i][0] = vfma(sums[i][0], a, b)
                 sums[i][1] = vfma(sums[i][1], a, b)

@@ -76,10 +76,10 @@ cdef class Engine:
     cdef const int64_t[::1] order
     cdef const double[::1] rates
     # the batch
-    cdef real* gathered         # (batch, ld), rows that can't be read where they lie
-    cdef const real** ends      # a row's last inputs, where they don't fill a panel,
-    cdef real* end_panel        # (batch, LANES), padded with zeros
-    cdef const char** places[2] # where the rows lie of batches 0, 2, ... and 1, 3, ...
+    cdef real* gathered          # (batch, features), rows that can't be read where they lie
+    cdef const real** ends       # a row's last inputs, where they don't fill a panel,
+    cdef real* end_panel         # (batch, LANES), padded with zeros
+    cdef const char** places[2]  # where the rows lie of batches 0, 2, ... and 1, 3, ...
     cdef Py_ssize_t n_next
     cdef real* scores
     cdef real* dscores
@@ -352,6 +352,7 @@ cdef class Engine:
                 rows, offset = self.ends + r, offset % LANES
             for v in range(nv):
                 for i in range(VL):
+                    prefetch_close(<const char*> (rows[v * VL + i] + offset + LANES))
                     block[i] = vload(rows[v * VL + i] + offset)
                 vtranspose(block)
                 for i in range(VL):
@@ -453,7 +454,7 @@ cdef class Engine:
         """The gradient before every activation, from the last layer's down to the first's"""
         cdef Layer* layer
         cdef Layer* below
-        cdef Py_ssize_t r, lanes, size
+        cdef Py_ssize_t r, size
         cdef int i
         for i in range(self.n_layers - 1, 0, -1):
             layer = &self.layers[i]
@@ -516,7 +517,7 @@ cdef class Engine:
         """The gradient of weight[:, k:k+LANES], and its update"""
         cdef vec dweight_tile[MR * 2]
         cdef real* dweight = <real*> dweight_tile
-        cdef Py_ssize_t r, t, o = 0, height, at, offset = k // LANES * layer.panel
+        cdef Py_ssize_t r, n, t, o = 0, height, at, offset = k // LANES * layer.panel
         cdef Py_ssize_t rows = whole(self.batch, LANES)
         cdef const real** inputs = layer.inputs
         cdef Fetch fetch
@@ -534,9 +535,9 @@ cdef class Engine:
                     add_addresses(&fetch, 0, layer.weight + at, height * LANES)
                     if self.rule != SGD:
                         add_addresses(&fetch, 1, layer.weight_velocity + at, height * LANES)
-                product(SCATTERED, 2, height, layer.doutput_rows + o * rows + r * height, height,
-                               min(self.n - r, <Py_ssize_t> BLOCK), NULL, offset, inputs + r, r > 0, dweight, LANES,
-                               addresses_of(&fetch, min(self.n - r, <Py_ssize_t> BLOCK)))
+                n = min(self.n - r, <Py_ssize_t> BLOCK)
+                product(SCATTERED, 2, height, layer.doutput_rows + o * rows + r * height, height, n,
+                        NULL, offset, inputs + r, r > 0, dweight, LANES, addresses_of(&fetch, n))
             at = k * layer.n_out + o * LANES
             step(self.rule, layer.weight + at, dweight, layer.weight_velocity + at if self.rule != SGD else NULL,
                  height * LANES, self.rate, self.momentum, self.weight_decay, self.l1)

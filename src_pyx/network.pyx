@@ -2,6 +2,7 @@
 
 cdef enum:
     CHUNK = 128  # rows taken through all layers at a time
+    SMALL = 256  # vectors of workspace that need no allocation
 
 
 cdef struct Network:
@@ -10,8 +11,6 @@ cdef struct Network:
     const int* activations
     const real* flat
     Py_ssize_t widest
-
-
     void* features      # a Features
     real* workspace     # of each thread
     Py_ssize_t size
@@ -46,20 +45,29 @@ cdef Py_ssize_t no_more(void* job) noexcept nogil:
 
 def call_forward(Features features, const Py_ssize_t[::1] sizes, const int[::1] activations, const real[::1] flat,
                  real[:, ::1] out, int n_threads):
-    """out = the scores of all rows; whether the rows are finite"""
+    """out = the scores of all rows; whether the rows and they are finite"""
     cdef Network network
     cdef Job job
-    cdef Py_ssize_t n_chunks = (features.n + CHUNK - 1) // CHUNK, widest = max(sizes)
+    cdef vec small[SMALL]
+    cdef Py_ssize_t n_chunks = (features.n + CHUNK - 1) // CHUNK, i
     n_threads = <int> min(<Py_ssize_t> n_threads, n_chunks)
-    network.size = 2 * min(features.n, <Py_ssize_t> CHUNK) * widest
-    cdef Memory workspace = Memory(n_threads * network.size * sizeof(real))
+    network.widest = 0
+    for i in range(sizes.shape[0]):
+        network.widest = max(network.widest, sizes[i])
+    network.size = 2 * min(features.n, <Py_ssize_t> CHUNK) * network.widest
+    cdef Memory workspace
     network.n_layers = <int> activations.shape[0]
     network.sizes, network.activations, network.flat = &sizes[0], &activations[0], &flat[0]
-    network.widest, network.features, network.n_nonfinite = widest, <void*> features, 0
-    network.workspace, network.out = workspace.reals(), &out[0, 0]
+    network.features, network.n_nonfinite = <void*> features, 0
+    network.workspace, network.out = <real*> small, &out[0, 0]
+    if n_threads * network.size > SMALL * VL:
+        workspace = Memory(n_threads * network.size * sizeof(real))
+        network.workspace = workspace.reals()
     job.run_unit, job.next_phase, job.watch, job.self = forward_chunk, no_more, NULL, &network
     with nogil:
         run_job(&job, n_chunks, n_threads)
+        if not all_finite(&out[0, 0], out.shape[0] * out.shape[1]):
+            network.n_nonfinite = 1
     return network.n_nonfinite == 0
 
 

@@ -36,10 +36,10 @@ cdef void dropout_factors(real* factors, Py_ssize_t lanes, Py_ssize_t width, Py_
                           uint64_t seed, uint64_t step, uint64_t layer) noexcept nogil:
     """factors (width, lanes) <- 0 with probability p, else 1/(1-p), for `lanes` rows of a batch's hidden outputs"""
     cdef uint64_t key = extend(extend(extend(mix(seed + GOLDEN), DROPOUT_STREAM), step), layer)
-    cdef uint64_t threshold = <uint64_t> (p * (1 << DROPOUT_BITS) + 0.5)
+    cdef uint64_t bits, threshold = <uint64_t> (p * (1 << DROPOUT_BITS) + 0.5)
     cdef real kept = <real> (1 / (1 - p))
     cdef Py_ssize_t j, r
     for j in range(width):
         for r in range(lanes):
-            factors[j * lanes + r] = (kept if random_bits(key, (row + r) * width + j) >> (64 - DROPOUT_BITS) >= threshold
-                                      else 0)
+            bits = random_bits(key, (row + r) * width + j) >> (64 - DROPOUT_BITS)
+            factors[j * lanes + r] = kept if bits >= threshold else 0

@@ -77,7 +77,10 @@ cdef bint claim_and_run(int thread) noexcept nogil:
     cdef int64_t word = atomic_read(&pool.word), first = word >> UNIT_BITS & UNIT_MASK, last = word & UNIT_MASK
     cdef int64_t threads = atomic_read(&pool.wanted) + 1, unit
     cdef int64_t share = (last - first + 4 * threads - 1) // (4 * threads)
-    if share == 0 or not atomic_swap_if(&pool.word, word, word - share if thread & 1 else word + (share << UNIT_BITS)):
+    # a helper of an earlier, larger job may come here late: after the word, what it reads is this job's
+    if thread >= threads or share == 0:
+        return False
+    if not atomic_swap_if(&pool.word, word, word - share if thread & 1 else word + (share << UNIT_BITS)):
         return False
     if thread & 1:
         first = last - share
