@@ -53,7 +53,7 @@ def compare(workload, libraries, threads, repeats):
             for who, (library, _, worker) in workers.items():
                 # the threads of the library before may still look for work
                 time.sleep(PAUSE)
-                rows[who]["seconds"].append(worker("next_epoch")["seconds"])
+                rows[who]["seconds"].append(worker("turn"))
                 if hasattr(LIBRARIES[library], "peak"):
                     rows[who]["peak"] = max(rows[who]["peak"] or 0, worker("peak"))
         return list(rows.values())

@@ -59,7 +59,7 @@ def compare(workload, paths, threads, repeats):
             for turn, _ in enumerate(range(process, repeats, PROCESSES)):
                 first = (process + turn) % 2
                 for which in first, 1 - first:
-                    seconds[which].append(workers[which]("next_epoch")["seconds"])
+                    seconds[which].append(workers[which]("turn"))
     return *seconds, equal
 
 

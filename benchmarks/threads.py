@@ -59,7 +59,7 @@ def contention(workload, repeats, busy):
             for beside in (False, True):
                 busy(beside)
                 for n, worker in workers.items():
-                    seconds[n, beside].append(worker("next_epoch")["seconds"])
+                    seconds[n, beside].append(worker("turn"))
             busy(False)
         return seconds
 

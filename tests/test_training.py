@@ -680,11 +680,13 @@ def interrupted_at(event, call):
         try:
             armed.set()
             sys.setprofile(profile)
-            call()
+            try:
+                call()
+            finally:
+                sys.setprofile(None)  # itself an event
         except KeyboardInterrupt:
             pass
         finally:
-            sys.setprofile(None)
             armed.clear()
     return count, place
 
