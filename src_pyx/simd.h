@@ -104,12 +104,22 @@ static inline vec vselect_less(vec a, vec b, vec x, vec y) {
 #endif
 }
 
+#if FASTOPT_BYTES == 32
+static inline ivec vfirst(Py_ssize_t n) {
+    static const rint_t ones_and_zeros[] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+    return *(const ivec_unaligned *)(ones_and_zeros + 8 - n);
+}
+#endif
+
 /* The first n < VL lanes from memory, the others `pad`; nothing past p + n is touched. */
 static inline vec vload_part(const real *p, Py_ssize_t n, real pad) {
 #if FASTOPT_BYTES == 64 && defined(FASTOPT_DOUBLE)
     return _mm512_mask_loadu_pd(vset(pad), (__mmask8)((1u << n) - 1), p);
 #elif FASTOPT_BYTES == 64
     return _mm512_mask_loadu_ps(vset(pad), (__mmask16)((1u << n) - 1), p);
+#elif FASTOPT_BYTES == 32
+    const ivec first = vfirst(n);
+    return (vec)((ivec)FASTOPT_OP(maskload)(p, (__m256i)first) | ((ivec)vset(pad) & ~first));
 #else
     vec a = vset(pad);
     memcpy(&a, p, (size_t)n * sizeof(real));
@@ -121,6 +131,8 @@ static inline void vstore_part(real *p, vec a, Py_ssize_t n) {
     _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), a);
 #elif FASTOPT_BYTES == 64
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a);
+#elif FASTOPT_BYTES == 32
+    FASTOPT_OP(maskstore)(p, (__m256i)vfirst(n), a);
 #else
     memcpy(p, &a, (size_t)n * sizeof(real));
 #endif

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import fastopt as fo
-from fastopt import _cpu, _dispatch
+from fastopt import _cpu, _dispatch, boundary
 
 DTYPES = ("float32", "float64")
 LABELLED = ("softmax_cross_entropy", "hinge", "squared_hinge")
@@ -144,6 +144,57 @@ def assert_same_bits(got, expected):
 @pytest.mark.parametrize("n_threads", [2, 3, 5, 17, None])
 def test_threads(name, dtype, n_threads):
     assert_same_bits(result(name, dtype, n_threads), result(name, dtype, 1))
+
+
+@names
+def test_threads_on_a_loaded_machine(name, dtype, busy_neighbours):
+    for n_threads in (2, 4):
+        assert_same_bits(result(name, dtype, n_threads), result(name, dtype, 1))
+
+
+@pytest.fixture(scope="module")
+def busy_neighbours():
+    """A process beside this one on every processor, that never sleeps."""
+    neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    yield
+    for neighbour in neighbours:
+        neighbour.kill()
+        neighbour.wait()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_jobs_of_many_and_of_few_threads_by_turns(dtype):
+    """A helper that wakes late in a job with fewer threads than its own finds nothing there that it may do."""
+    net = fo.MLP([19, 33, 3], dtype=dtype)
+    X = numbers((40 * 128, 19), 0, dtype)
+    expected = net.forward(X, n_threads=1)
+    for _ in range(100):
+        assert net.forward(X, n_threads=40).tobytes() == expected.tobytes()
+        assert net.forward(X[:256], n_threads=2).tobytes() == expected[:256].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("n_threads", "operations", "expected"),
+    [
+        (None, 0, 1),
+        (None, 10**7 - 1, 1),
+        (None, 10**7, 1),
+        (None, 2 * 10**7, 2),
+        (None, 10**12, 3),
+        (1, 10**12, 1),
+        (2, 10**7, 1),
+        (2, 10**12, 2),
+        (17, 3 * 10**7, 3),
+        (17, 10**12, 4),
+        (10**9, 10**12, 4),
+    ],
+)
+def test_n_threads_is_an_upper_bound(n_threads, operations, expected, monkeypatch):
+    """Work too small for a second thread gets none, and none comes without a processor."""
+    monkeypatch.setattr(boundary, "WORTH_A_THREAD", 10**7)
+    monkeypatch.setattr(boundary, "processors", lambda: 4)
+    monkeypatch.setattr(boundary, "available_threads", lambda: 3)
+    assert boundary.threads(n_threads, operations) == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
