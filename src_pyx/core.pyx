@@ -26,6 +26,9 @@ cdef extern from "simd.h" nogil:
     enum: LANES
     enum: MR
     enum: SUM_LANES
+    enum: BLOCK
+    enum: ROWS_A_UNIT
+    enum: BLOCK_VECTORS
     enum: MANTISSA
     enum: EXP_TERMS
     enum: LOG_TERMS

@@ -2,7 +2,6 @@
 # ascending order; vector lanes run along the output. Vector width, tile shape, block and thread change no bit.
 
 cdef enum:
-    BLOCK = 128  # contraction steps at a time: what two operands of a tile need stays in the first-level cache
     AHEAD = 8    # scattered rows that are asked for before their turn
     MAX_VL = 16  # VL and LANES are known to the C compiler only; array sizes must suit every path
 

@@ -10,10 +10,6 @@
 # which all three products read where they lie and the update writes. The caller's flat arrays are read by load and
 # written by store only.
 
-cdef enum:
-    ROWS_A_UNIT = 32           # four vectors of rows on the widest path
-    MAX_GROUPS = 16
-
 cdef enum Phase:
     ROWS
     FORWARD
@@ -43,6 +39,7 @@ cdef struct Layer:
     # the same for the weights phase, a row's values side by side
     const real** inputs         # a row's first panel of inputs
     Py_ssize_t panel            # from there to its next
+    Py_ssize_t unit             # inputs that a unit of the weights phase takes
     real* hidden                # [in / LANES][rows][LANES], where `inputs` points but for the first layer
     real* doutput_rows          # [out / height of a tile][rows][height]
 
@@ -135,6 +132,7 @@ cdef class Engine:
             layer.doutput_rows = self.allocate_reals(rows * layer.n_out)
             layer.inputs = <const real**> self.allocate((rows + AHEAD) * sizeof(real*))
             layer.panel = LANES
+            layer.unit = max(1, 32 // layer.n_out) * LANES  # so that a unit of a narrow layer is worth its claim
             if i > 0:
                 layer.panel = rows * LANES
                 layer.hidden = self.allocate_reals(rows * whole(layer.n_in, LANES))
@@ -370,7 +368,7 @@ cdef class Engine:
                 atomic_write(&self.bad_input, 1)
 
     cdef void forward_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
-        cdef vec x_block[BLOCK * MAX_GROUPS * 2]
+        cdef vec x_block[BLOCK_VECTORS]
         cdef real* x = <real*> x_block
         cdef Layer* layer = self.layers
         cdef const real* inputs
@@ -409,8 +407,8 @@ cdef class Engine:
                         else:
                             inputs = self.layers[i - 1].output + r * layer.n_in + k * lanes
                         if self.streamed:
-                            # the next tile's weights; half of its panels for one group of rows, half for another
-                            ahead = weight + height * LANES + (r - r0) // LANES % 2 * 2 * layer.n_out * LANES
+                            # the next tile's weights: two of its panels for one group of rows, two for another
+                            ahead = weight + height * LANES + (r - r0) * 2 % BLOCK // LANES * layer.n_out * LANES
                             add_addresses(&fetch, 0, ahead, height * LANES)
                             add_addresses(&fetch, BLOCK // 2, ahead + layer.n_out * LANES, height * LANES)
                         product(BY_PANEL, nv, height, weight, layer.n_out * LANES, steps, inputs, lanes, NULL, True,
@@ -513,35 +511,42 @@ cdef class Engine:
                               layer.doutput_rows + o * rows + r * height, height)
                     o += height
 
-    cdef void update_inputs(self, Layer* layer, Py_ssize_t k) noexcept nogil:
-        """The gradient of weight[:, k:k+LANES], and its update"""
-        cdef vec dweight_tile[MR * 2]
-        cdef real* dweight = <real*> dweight_tile
-        cdef Py_ssize_t r, n, t, o = 0, height, at, offset = k // LANES * layer.panel
-        cdef Py_ssize_t rows = whole(self.batch, LANES)
-        cdef const real** inputs = layer.inputs
+    cdef void update_panels(self, Layer* layer, Py_ssize_t unit, Py_ssize_t units) noexcept nogil:
+        """The gradient of a unit's panels of weights, and their update"""
+        cdef Py_ssize_t k, start = unit * layer.unit
         cdef Fetch fetch
         fetch_nothing(&fetch)
         if layer == self.layers:
-            self.fetch_ahead(&fetch, True, k // LANES, (layer.n_in + LANES - 1) // LANES,
-                             tiles_of(layer.n_out) * self.n)
-            if k + LANES > layer.n_in:
-                inputs, offset = self.ends, 0
-        for t in range(tiles_of(layer.n_out)):
-            height = layer.n_out * (t + 1) // tiles_of(layer.n_out) - o
+            self.fetch_ahead(&fetch, True, unit, units, layer.unit // LANES * tiles_of(layer.n_out) * self.n)
+        for k from start <= k < min(start + layer.unit, layer.n_in) by LANES:
+            self.update_panel(layer, k, &fetch)
+        if unit == 0:
+            self.update_bias(layer)
+
+    cdef void update_panel(self, Layer* layer, Py_ssize_t k, Fetch* fetch) noexcept nogil:
+        """The gradient of weight[:, k:k+LANES], and its update"""
+        cdef vec dweight_tile[MR * 2]
+        cdef real* dweight = <real*> dweight_tile
+        cdef Py_ssize_t r, n, t, o = 0, next_o, tiles = tiles_of(layer.n_out), at, offset = k // LANES * layer.panel
+        cdef Py_ssize_t rows = whole(self.batch, LANES)
+        cdef const real** inputs = layer.inputs
+        if layer == self.layers and k + LANES > layer.n_in:
+            inputs, offset = self.ends, 0
+        for t in range(tiles):
+            next_o = layer.n_out * (t + 1) // tiles
+            if self.streamed:
+                at = k * layer.n_out + next_o * LANES
+                add_addresses(fetch, 0, layer.weight + at, (next_o - o) * LANES)
+                if self.rule != SGD:
+                    add_addresses(fetch, 1, layer.weight_velocity + at, (next_o - o) * LANES)
             for r from 0 <= r < self.n by BLOCK:
-                at = k * layer.n_out + (o + height) * LANES
-                if self.streamed and r + BLOCK >= self.n:
-                    add_addresses(&fetch, 0, layer.weight + at, height * LANES)
-                    if self.rule != SGD:
-                        add_addresses(&fetch, 1, layer.weight_velocity + at, height * LANES)
                 n = min(self.n - r, <Py_ssize_t> BLOCK)
-                product(SCATTERED, 2, height, layer.doutput_rows + o * rows + r * height, height, n,
-                        NULL, offset, inputs + r, r > 0, dweight, LANES, addresses_of(&fetch, n))
+                product(SCATTERED, 2, next_o - o, layer.doutput_rows + o * rows + r * (next_o - o), next_o - o, n,
+                        NULL, offset, inputs + r, r > 0, dweight, LANES, addresses_of(fetch, n))
             at = k * layer.n_out + o * LANES
             step(self.rule, layer.weight + at, dweight, layer.weight_velocity + at if self.rule != SGD else NULL,
-                 height * LANES, self.rate, self.momentum, self.weight_decay, self.l1)
-            o += height
+                 (next_o - o) * LANES, self.rate, self.momentum, self.weight_decay, self.l1)
+            o = next_o
 
     cdef void update_bias(self, Layer* layer) noexcept nogil:
         cdef real dbias[2 * MAX_VL]
@@ -564,11 +569,11 @@ cdef class Engine:
         if self.phase != WEIGHTS:
             return (self.n + self.row_block - 1) // self.row_block
         for i in range(self.n_layers):
-            total += (self.layers[i].n_in + LANES - 1) // LANES
+            total += (self.layers[i].n_in + self.layers[i].unit - 1) // self.layers[i].unit
         return total
 
     cdef void run_unit(self, Py_ssize_t unit) noexcept nogil:
-        cdef Py_ssize_t r0, r1, panels
+        cdef Py_ssize_t r0, r1, units
         cdef Layer* layer
         cdef int i
         if self.phase != WEIGHTS:
@@ -584,13 +589,11 @@ cdef class Engine:
             return
         for i in range(self.n_layers):
             layer = &self.layers[i]
-            panels = (layer.n_in + LANES - 1) // LANES
-            if unit < panels:
-                self.update_inputs(layer, unit * LANES)
-                if unit == 0:
-                    self.update_bias(layer)
+            units = (layer.n_in + layer.unit - 1) // layer.unit
+            if unit < units:
+                self.update_panels(layer, unit, units)
                 return
-            unit -= panels
+            unit -= units
 
     cdef Py_ssize_t next_phase(self) noexcept nogil:
         """What follows the phase that just ended; alone, by whichever thread ended it. Units, 0 where nothing does."""

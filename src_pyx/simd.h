@@ -44,6 +44,10 @@ typedef int32_t rint_t;
 #endif
 enum { VL = FASTOPT_BYTES / sizeof(real), LANES = 2 * VL, MR = FASTOPT_MR, SUM_LANES = 16, MANTISSA = FASTOPT_MANTISSA };
 
+/* BLOCK steps of a contraction at a time: what two operands of a tile need stays in the first-level cache. A unit of the
+   engine has ROWS_A_UNIT rows, two vectors on the widest path, or twice as many. */
+enum { BLOCK = 128, ROWS_A_UNIT = 32, BLOCK_VECTORS = BLOCK * 2 * ROWS_A_UNIT / VL };
+
 /* Series of exp and log, as long as the dtype needs: the first term left out is below a tenth of its epsilon. */
 enum { EXP_TERMS = sizeof(real) == 8 ? 13 : 7, LOG_TERMS = sizeof(real) == 8 ? 10 : 4 };
 static const real EXP_SERIES[] = {1, 1, 1 / 2., 1 / 6., 1 / 24., 1 / 120., 1 / 720., 1 / 5040., 1 / 40320., 1 / 362880.,
