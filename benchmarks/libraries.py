@@ -14,7 +14,6 @@ import numpy as np
 
 from .workloads import WORKLOADS
 
-
 TURN = 0.05  # seconds
 
 
@@ -33,17 +32,19 @@ class Library:
     def about(self):
         return self.version
 
-    def next_epoch(self):
-        order = self.work.order(self.epochs)
+    def next_order(self):
         self.epochs += 1
-        return self.timed(order)
+        return self.work.order(self.epochs - 1)
+
+    def next_epoch(self):
+        return self.timed(self.next_order())
 
     def turn(self):
-        """Seconds of an epoch. A short one is timed again, as the mean of some: the first finds cold caches."""
+        """Seconds of an epoch; of a short one the mean of some in a row, after one that finds cold caches."""
         seconds = self.next_epoch()["seconds"]
         if seconds < TURN / 2 and not self.extrapolated:
-            n = math.ceil(TURN / seconds)
-            seconds = sum(self.next_epoch()["seconds"] for _ in range(n)) / n
+            orders = [self.next_order() for _ in range(math.ceil(TURN / seconds))]
+            seconds = sum(self.timed(order)["seconds"] for order in orders) / len(orders)
         return seconds
 
     def timed(self, order):
