@@ -69,7 +69,7 @@ cdef void open_phase(int64_t count) noexcept nogil:
     pool.count, pool.grain = count, (count >> (UNIT_BITS - 1)) + 1
     count = (count + pool.grain - 1) // pool.grain
     atomic_write(&pool.remaining, count)
-    atomic_write(&pool.word, ((pool.word >> 2 * UNIT_BITS) + 1) << 2 * UNIT_BITS | count)
+    atomic_write(&pool.word, ((atomic_read(&pool.word) >> 2 * UNIT_BITS) + 1) << 2 * UNIT_BITS | count)
 
 
 cdef bint claim_and_run(int thread) noexcept nogil:
