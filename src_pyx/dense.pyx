@@ -304,7 +304,7 @@ cdef void forward_panel(const real* x, const real* weight, const real* bias, rea
     cdef Py_ssize_t r, width = min(<Py_ssize_t> LANES, n_out - o)
     if bias != NULL:
         bias += o
-    if n > 1:
+    if n != 1:
         panel_product(False, n, n_in, x, n_in, True, weight + o * n_in, n_in, width, bias, False, out + o, n_out)
     elif width > VL:
         one_row(2, x, n_in, weight + o * n_in, width, bias, out + o)

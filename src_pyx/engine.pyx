@@ -98,6 +98,7 @@ cdef class Engine:
     cdef double next_check
     cdef Py_ssize_t claims, claims_a_check
     cdef int phase
+    cdef Job job
     # from any thread
     cdef int64_t stop_requested
     cdef int64_t bad_input
@@ -637,9 +638,10 @@ cdef class Engine:
 
     cdef void run_phases(self, int n_threads) noexcept nogil:
         """Phases from the one set until the outcome is known."""
-        cdef Job job
-        job.run_unit, job.next_phase, job.watch, job.self = engine_unit, engine_phase, engine_watch, <void*> self
-        run_job(&job, self.units(), n_threads)
+        # not on the stack: the interpreter ends a daemon thread in watch_signals, while helpers go on
+        self.job.run_unit, self.job.next_phase, self.job.watch = engine_unit, engine_phase, engine_watch
+        self.job.self = <void*> self
+        run_job(&self.job, self.units(), n_threads)
 
     def run(self, int n_threads):
         """Trains to the end of the epoch, or to the batch where `outcome` says why not."""
