@@ -27,7 +27,8 @@ DTYPES = {"float32": [], "float64": ["-DFASTOPT_DOUBLE"]}
 
 compile_args = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-attributes"]
 compile_args += ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3"]
-link_args = [] if DEBUG or SANITIZE else ["-Wl,-s"] if sys.platform == "linux" else []
+compile_args += ["-pthread"]
+link_args = ["-pthread"] + ([] if DEBUG or SANITIZE else ["-Wl,-s"] if sys.platform == "linux" else [])
 if SANITIZE:
     compile_args += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g"]
     link_args += [f"-fsanitize={SANITIZE}"]
@@ -50,7 +51,7 @@ if compiles("-fopenmp"):
     compile_args.append("-fopenmp")
     link_args.append("-fopenmp")
 else:
-    warnings.warn("the compiler has no OpenMP: fastopt is built for one thread", stacklevel=1)
+    warnings.warn("the compiler has no OpenMP: dense_forward and dense_backward will run on one thread", stacklevel=1)
 if compiles("--param=max-completely-peeled-insns=2000"):
     # a tile's loops are unrolled whole, so that its sums stay in registers
     compile_args.append("--param=max-completely-peeled-insns=2000")

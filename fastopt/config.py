@@ -19,7 +19,7 @@ def show_config():
     """
     print(f"fastopt {__version__}")
     print(f"instruction set: {ISA} (supported: {', '.join(_cpu.SUPPORTED)})")
-    print(f"OpenMP: {'yes' if _cpu.OPENMP else 'no: one thread only'}")
+    print(f"OpenMP: {'yes' if _cpu.OPENMP else 'no: dense_forward and dense_backward run on one thread'}")
     print(f"threads available: {available_threads()}")
     if ISA == "baseline":
         print("the baseline path has no fused multiply-add: its results may differ from those of the other paths")

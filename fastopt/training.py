@@ -410,6 +410,9 @@ class Trainer:
             if engine.update_count > updates:
                 self._take_over(engine, n, watch)
             raise
+        if outcome == "abandoned":
+            raise RuntimeError("a signal handler forked this process in the middle of a batch on several threads; the "
+                               "network is as after the last epoch")
         if outcome == "bad input":
             boundary.check_features_finite("X", data.X, data.features, self._net.dtype)
             raise ValueError("X changed while it was read: it held a value that is not finite")
@@ -442,7 +445,9 @@ class Trainer:
                 self._loss(scores[:n].copy(), data.y[order[start : start + n]]), scores[:n])
             if not (math.isfinite(value * n) and np.isfinite(dscores).all()):
                 return "diverged"
-            engine.backward_batch(dscores, value * n, workers)
+            outcome = engine.backward_batch(dscores, value * n, workers)
+            if outcome == "abandoned":
+                return outcome
 
     def _take_over(self, engine, n, watch):
         """The engine's parameters, velocity and position in the epoch become the trainer's."""

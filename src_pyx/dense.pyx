@@ -10,6 +10,7 @@ cdef enum Operand:
     BY_PANEL    # a[i, k] = a[i*LANES + k % LANES + k // LANES * lda]
     BY_COLUMN   # a[i, k] = a[i + k*lda]
     SCATTERED   # the same, and the rows of b lie wherever b_rows says
+    TURNED      # a BY_PANEL; the columns of b are rows that lie wherever b_rows says
 
 
 cdef struct Fetch:
@@ -57,10 +58,64 @@ cdef inline void add_addresses(Fetch* fetch, Py_ssize_t first, const real* start
         fetch.addresses[first + 2 * i] = <const char*> start + i * 64
 
 
+cdef inline INLINED load_turned(const real** rows, Py_ssize_t offset, Py_ssize_t width, vec* columns) noexcept nogil:
+    """columns[j][i] = rows[i][offset + j], for VL rows and width <= VL; the other columns are 0"""
+    cdef int i
+    if width == VL:
+        for i in range(VL // 2):
+            columns[i] = vload_halves(rows[i] + offset, rows[i + VL // 2] + offset)
+            columns[i + VL // 2] = vload_halves(rows[i] + offset + VL // 2, rows[i + VL // 2] + offset + VL // 2)
+        vtranspose(columns, VL // 4)
+    else:
+        for i in range(VL):
+            columns[i] = vload_part(rows[i] + offset, width, 0)
+        vtranspose(columns, VL // 2)
+
+
+cdef inline INLINED turned_steps(int m, int nv, const real* a, const real** rows, Py_ssize_t offset, Py_ssize_t width,
+                                 vec* acc, bint fetching, const char** fetch) noexcept nogil:
+    cdef vec columns[2][MAX_VL]
+    cdef vec value
+    cdef int i, j, v
+    for v in range(nv):
+        load_turned(rows + v * VL, offset, width, columns[v])
+    for j in range(VL):
+        if j < width:
+            if fetching:
+                prefetch(fetch[j])
+            for i in range(m):
+                value = vset(a[i * LANES + j])
+                for v in range(nv):
+                    acc[i * nv + v] = vfma(value, columns[v][j], acc[i * nv + v])
+
+
+cdef inline INLINED turned_tile(int m, int nv, const real* a, Py_ssize_t lda, Py_ssize_t length, const real** rows,
+                                Py_ssize_t offset, real* out, Py_ssize_t ldo, bint fetching,
+                                const char** fetch) noexcept nogil:
+    """out (m, nv*VL) += a b, lane j of b[k] at rows[j] + offset + k; what is turned stays in registers"""
+    cdef vec acc[MR * 2]
+    cdef Py_ssize_t k = 0
+    cdef int i, v
+    for i in range(m):
+        for v in range(nv):
+            acc[i * nv + v] = vload(out + i * ldo + v * VL)
+    while k + VL <= length:
+        turned_steps(m, nv, a + k // LANES * lda + k % LANES, rows, offset + k, VL, acc, fetching, fetch + k)
+        k += VL
+    if k < length:
+        turned_steps(m, nv, a + k // LANES * lda + k % LANES, rows, offset + k, length - k, acc, False, fetch)
+    for i in range(m):
+        for v in range(nv):
+            vstore(out + i * ldo + v * VL, acc[i * nv + v])
+
+
 cdef inline INLINED tile(int operand, int m, int nv, const real* a, Py_ssize_t lda, Py_ssize_t length,
                          const real* b, Py_ssize_t ldb, const real** b_rows, bint add,
                          real* out, Py_ssize_t ldo, const char** fetch) noexcept nogil:
     """out (m, nv*VL) = a (m, length) b (length, nv*VL), or += it; b[k] = b + k*ldb, or b_rows[k] + ldb"""
+    if operand == TURNED:
+        turned_tile(m, nv, a, lda, length, b_rows, ldb, out, ldo, True, fetch)
+        return
     cdef vec acc[MR][2]
     cdef vec lanes[2]
     cdef vec value
@@ -77,7 +132,8 @@ cdef inline INLINED tile(int operand, int m, int nv, const real* a, Py_ssize_t l
             prefetch(fetch[k])
             if operand == SCATTERED:
                 prefetch_close(<const char*> (b_rows[k + AHEAD] + ldb))
-                prefetch_close(<const char*> (b_rows[k + AHEAD] + ldb + VL))
+                if nv == 2:
+                    prefetch_close(<const char*> (b_rows[k + AHEAD] + ldb + VL))
             for v in range(nv):
                 lanes[v] = vload(b_row + v * VL)
             for i in range(m):
@@ -140,8 +196,8 @@ cdef inline INLINED tiles(int operand, int nv, Py_ssize_t m, const real* a, Py_s
     for t in range(tiles_of(m)):
         next_i = m * (t + 1) // tiles_of(m)
         tile_of_height(<int> (next_i - i), operand, nv,
-                       a + i * (lda if operand == BY_ROW else LANES if operand == BY_PANEL else 1), lda, length,
-                       b, ldb, b_rows, add, out + i * ldo, ldo, fetch)
+                       a + i * (lda if operand == BY_ROW else 1 if operand == BY_COLUMN or operand == SCATTERED
+                                else LANES), lda, length, b, ldb, b_rows, add, out + i * ldo, ldo, fetch)
         i = next_i
 
 
@@ -149,8 +205,13 @@ cdef NOT_INLINED product(int operand, int nv, Py_ssize_t m, const real* a, Py_ss
                          const real* b, Py_ssize_t ldb, const real** b_rows, bint add,
                          real* out, Py_ssize_t ldo, const char** fetch) noexcept nogil:
     """The tile's product for any m and for nv = 1 or 2 vectors of lanes; every tile asks for the same `fetch`."""
-    if operand == SCATTERED:
-        tiles(SCATTERED, 2, m, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
+    if operand == TURNED:
+        tiles(TURNED, 1, m, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
+    elif operand == SCATTERED:
+        if nv == 2:
+            tiles(SCATTERED, 2, m, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
+        else:
+            tiles(SCATTERED, 1, m, a, lda, length, b, ldb, b_rows, add, out, ldo, fetch)
     elif operand == BY_PANEL:
         if nv == 2:
             tiles(BY_PANEL, 2, m, a, lda, length, b, ldb, NULL, add, out, ldo, fetch)
@@ -170,27 +231,24 @@ cdef NOT_INLINED product(int operand, int nv, Py_ssize_t m, const real* a, Py_ss
 cdef void transpose(const real* source, Py_ssize_t lds, Py_ssize_t rows, Py_ssize_t columns,
                     real* to, Py_ssize_t ldt) noexcept nogil:
     """to[j, i] = source[i, j], in blocks of VL by VL held in registers"""
+    cdef const real* block_rows[MAX_VL]
     cdef vec block[MAX_VL]
-    cdef Py_ssize_t i, j, k, height, width
+    cdef Py_ssize_t i, j, height, width
+    cdef int k
     for i from 0 <= i < rows by VL:
         height = min(rows - i, <Py_ssize_t> VL)
+        for k in range(VL):
+            block_rows[k] = source + (i + min(<Py_ssize_t> k, height - 1)) * lds
         for j from 0 <= j < columns by VL:
             width = min(columns - j, <Py_ssize_t> VL)
+            load_turned(block_rows, j, width, block)
             if height == VL and width == VL:
-                for k in range(VL):
-                    prefetch_close(<const char*> (source + (i + k) * lds + j + LANES))
-                    block[k] = vload(source + (i + k) * lds + j)
-                vtranspose(block)
                 for k in range(VL):
                     vstore(to + (j + k) * ldt + i, block[k])
             else:
-                for k in range(height):
-                    block[k] = vload_part(source + (i + k) * lds + j, width, 0)
-                for k in range(height, VL):
-                    block[k] = vset(0)
-                vtranspose(block)
-                for k in range(width):
-                    vstore_part(to + (j + k) * ldt + i, block[k], height)
+                for k in range(VL):
+                    if k < width:
+                        vstore_part(to + (j + k) * ldt + i, block[k], height)
 
 
 cdef inline int vectors(Py_ssize_t width) noexcept nogil:
@@ -265,37 +323,17 @@ cdef void add_rows(const real* rows, Py_ssize_t ld, Py_ssize_t n, Py_ssize_t wid
 
 cdef inline INLINED one_row(int nv, const real* x, Py_ssize_t length, const real* weight, Py_ssize_t width,
                             const real* bias, real* out) noexcept nogil:
-    """out (width) = bias + weight (width, length) x, for at most nv vectors; the turned weights stay in registers."""
-    cdef vec acc[2]
-    cdef vec block[2][MAX_VL]
-    cdef Py_ssize_t k, i, o, steps
-    cdef int v
-    for v in range(nv):
-        acc[v] = vset(0)
-        if bias != NULL:
-            acc[v] = vload_part(bias + v * VL, width - v * VL, 0) if width - v * VL < VL else vload(bias + v * VL)
-    for k from 0 <= k < length by VL:
-        steps = min(<Py_ssize_t> VL, length - k)
-        for v in range(nv):
-            for i in range(VL):
-                o = min(v * VL + i, width - 1)
-                prefetch_close(<const char*> (weight + o * length + k + LANES))
-                block[v][i] = (vload(weight + o * length + k) if steps == VL
-                               else vload_part(weight + o * length + k, steps, 0))
-            vtranspose(block[v])
-        if steps == VL:
-            for i in range(VL):
-                for v in range(nv):
-                    acc[v] = vfma(vset(x[k + i]), block[v][i], acc[v])
-        else:
-            for i in range(steps):
-                for v in range(nv):
-                    acc[v] = vfma(vset(x[k + i]), block[v][i], acc[v])
-    for v in range(nv):
-        if width - v * VL < VL:
-            vstore_part(out + v * VL, acc[v], width - v * VL)
-        else:
-            vstore(out + v * VL, acc[v])
+    """out (width) = bias + weight (width, length) x, for at most nv vectors"""
+    cdef const real* rows[2 * MAX_VL]
+    cdef vec lanes[2]
+    cdef int i
+    for i in range(nv * VL):
+        rows[i] = weight + min(<Py_ssize_t> i, width - 1) * length
+    for i in range(nv):
+        lanes[i] = vset(0) if bias == NULL else vload_part(bias + i * VL, min(width - i * VL, <Py_ssize_t> VL), 0)
+    turned_tile(1, nv, x, LANES, length, rows, 0, <real*> lanes, LANES, False, NULL)
+    for i in range(nv):
+        vstore_part(out + i * VL, lanes[i], min(width - i * VL, <Py_ssize_t> VL))
 
 
 cdef void forward_panel(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t n, Py_ssize_t n_in,

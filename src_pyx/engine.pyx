@@ -73,7 +73,9 @@ cdef class Engine:
     cdef const int64_t[::1] order
     cdef const double[::1] rates
     # the batch
-    cdef real* gathered          # (batch, features), rows that can't be read where they lie
+    cdef real* gathered           # the batch's rows where they can't be read in place
+    cdef Py_ssize_t gathered_row  # from one of them to the next
+    cdef bint crowded             # in place, rows would share cache sets
     cdef const real** ends       # a row's last inputs, where they don't fill a panel,
     cdef real* end_panel         # (batch, LANES), padded with zeros
     cdef const char** places[2]  # where the rows lie of batches 0, 2, ... and 1, 3, ...
@@ -226,8 +228,13 @@ cdef class Engine:
              const real[::1] sample_weight):
         """The data set of the coming epochs; labels or targets as the loss wants them."""
         self.features, self.labels, self.targets, self.sample_weight = features, labels, targets, sample_weight
-        if not features.direct and self.gathered == NULL:
-            self.gathered = self.allocate_reals(self.batch * features.width)
+        # Lines at such distances share a cache set, whose ways don't suffice for a group of rows. A narrow layer gives
+        # too little to compute meanwhile.
+        self.crowded = (features.direct and features.buffer.strides[0] % 4096 == 0
+                        and tiles_of(self.layers.n_out) == 1)
+        if (self.crowded or not features.direct) and self.gathered == NULL:
+            self.gathered_row = whole(features.width, LANES) + VL
+            self.gathered = self.allocate_reals(self.batch * self.gathered_row)
 
     def begin_epoch(self, const int64_t[::1] order, const double[::1] rates, Py_ssize_t first_batch,
                     uint64_t update_count, double loss_sum, double weight_sum, bint check_finite):
@@ -293,21 +300,24 @@ cdef class Engine:
 
     cdef void gather_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
         cdef Layer* first = self.layers
-        cdef Py_ssize_t r, i, whole_panels = first.n_in // LANES * LANES
+        cdef Py_ssize_t r, i, whole_panels = first.n_in // LANES * LANES, ragged = first.n_in - whole_panels
         cdef Py_ssize_t n_out = self.layers[self.n_layers - 1].n_out
-        cdef const real* row = NULL
+        cdef const real* row
         for r in range(r0, r1):
             i = self.order[self.start + r]
-            row = self.features.row(i, self.gathered + r * first.n_in if self.gathered != NULL else NULL)
-            first.inputs[r] = row
-            memcpy(self.end_panel + r * LANES, row + whole_panels, (first.n_in - whole_panels) * sizeof(real))
+            row = self.features.row(i, self.gathered + r * self.gathered_row if self.gathered != NULL else NULL)
+            first.inputs[r] = self.gathered + r * self.gathered_row if self.crowded else row
+            if ragged > 0:
+                vstore(self.end_panel + r * LANES, vload_part(row + whole_panels, min(ragged, <Py_ssize_t> VL), 0))
+            if ragged > VL:
+                vstore(self.end_panel + r * LANES + VL, vload_part(row + whole_panels + VL, ragged - VL, 0))
             if self.labels is not None:
                 self.batch_labels[r] = self.labels[i]
             if self.targets is not None:
                 memcpy(self.batch_targets + r * n_out, &self.targets[i, 0], n_out * sizeof(real))
         # lanes without a row of their own
         for r in range(r1, whole(r1, VL)):
-            first.inputs[r] = row
+            first.inputs[r] = first.inputs[r1 - 1]
 
     cdef void fetch_ahead(self, Fetch* fetch, bint in_weights_phase, Py_ssize_t part, Py_ssize_t parts,
                           Py_ssize_t steps) noexcept nogil:
@@ -339,23 +349,16 @@ cdef class Engine:
             self.places[which][r] = self.features.place(self.order[start + i])
         return n
 
-    cdef void transpose_inputs(self, Py_ssize_t r, int nv, Py_ssize_t k0, Py_ssize_t length, real* to) noexcept nogil:
-        """to (length, nv*VL) = the inputs k0, k0 + 1, ... of the rows r, r + 1, ..., rounded up to whole vectors"""
-        cdef vec block[MAX_VL]
-        cdef Py_ssize_t k, offset
-        cdef int v, i
-        cdef const real** rows
-        for k from 0 <= k < length by VL:
-            rows, offset = self.layers.inputs + r, k0 + k
-            if offset >= self.layers.n_in // LANES * LANES:
-                rows, offset = self.ends + r, offset % LANES
-            for v in range(nv):
-                for i in range(VL):
-                    prefetch_close(<const char*> (rows[v * VL + i] + offset + LANES))
-                    block[i] = vload(rows[v * VL + i] + offset)
-                vtranspose(block)
-                for i in range(VL):
-                    vstore(to + ((k + i) * nv + v) * VL, block[i])
+    cdef const real** rows_from(self, Py_ssize_t r, Py_ssize_t r1, Py_ssize_t k, Py_ssize_t steps,
+                                const real** rows) noexcept nogil:
+        """rows[j] = row r + j of X from k on, for VL of them; crowded ones of r .. r1 - 1 are copied so far"""
+        cdef Py_ssize_t j
+        for j in range(VL):
+            rows[j] = self.layers.inputs[r + j] + k
+            if self.crowded and r + j < r1:
+                memcpy(<real*> rows[j], <const real*> self.features.place(self.order[self.start + r + j]) + k,
+                       steps * sizeof(real))
+        return rows
 
     cdef void check_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
         # A value that is not finite makes every output of its row's chains so, whatever the weight: one is looked at
@@ -370,6 +373,8 @@ cdef class Engine:
 
     cdef void forward_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
         cdef vec x_block[BLOCK_VECTORS]
+        cdef vec block[MAX_VL]
+        cdef const real* rows[MAX_VL]
         cdef real* x = <real*> x_block
         cdef Layer* layer = self.layers
         cdef const real* inputs
@@ -377,7 +382,8 @@ cdef class Engine:
         cdef real* weight
         cdef real* ahead
         cdef Py_ssize_t r, k, j, o, t, height, tiles, steps, lanes
-        cdef int i, nv
+        cdef int i, v, nv
+        cdef bint turned
         cdef Fetch fetch
         fetch_nothing(&fetch)
         self.fetch_ahead(&fetch, False, r0 // self.row_block, (self.n + self.row_block - 1) // self.row_block,
@@ -385,11 +391,18 @@ cdef class Engine:
         for i in range(self.n_layers):
             layer = &self.layers[i]
             tiles = tiles_of(layer.n_out)
+            turned = i > 0 or tiles > 1
             for k from 0 <= k < layer.n_in by BLOCK:
                 steps = min(layer.n_in - k, <Py_ssize_t> BLOCK)
-                if i == 0:
-                    for r from r0 <= r < r1 by LANES:
-                        self.transpose_inputs(r, vectors(r1 - r), k, steps, x + (r - r0) * BLOCK)
+                if i == 0 and turned:
+                    for r from r0 <= r < r1 by VL:
+                        # VL rows after one another in lanes of their own, LANES rows side by side
+                        self.rows_from(r, r1, k, steps, rows)
+                        lanes = vectors(r1 - (r - r % LANES)) * VL
+                        for j from 0 <= j < steps by VL:
+                            load_turned(rows, j, min(steps - j, <Py_ssize_t> VL), block)
+                            for v in range(VL):
+                                vstore(x + (r - r % LANES - r0) * BLOCK + (j + v) * lanes + r % LANES, block[v])
                 o = 0
                 for t in range(tiles):
                     height = layer.n_out * (t + 1) // tiles - o
@@ -412,8 +425,14 @@ cdef class Engine:
                             ahead = weight + height * LANES + (r - r0) * 2 % BLOCK // LANES * layer.n_out * LANES
                             add_addresses(&fetch, 0, ahead, height * LANES)
                             add_addresses(&fetch, BLOCK // 2, ahead + layer.n_out * LANES, height * LANES)
-                        product(BY_PANEL, nv, height, weight, layer.n_out * LANES, steps, inputs, lanes, NULL, True,
-                                active, lanes, addresses_of(&fetch, steps))
+                        if turned:
+                            product(BY_PANEL, nv, height, weight, layer.n_out * LANES, steps, inputs, lanes, NULL, True,
+                                    active, lanes, addresses_of(&fetch, steps))
+                            continue
+                        for v in range(nv):
+                            product(TURNED, 1, height, weight, layer.n_out * LANES, steps, NULL, 0,
+                                    self.rows_from(r + v * VL, r1, k, steps, rows), True, active + v * VL, lanes,
+                                    addresses_of(&fetch, steps))
                     o += height
             if i == 0:
                 fetch_nothing(&fetch)
@@ -531,6 +550,9 @@ cdef class Engine:
         cdef Py_ssize_t r, n, t, o = 0, next_o, tiles = tiles_of(layer.n_out), at, offset = k // LANES * layer.panel
         cdef Py_ssize_t rows = whole(self.batch, LANES)
         cdef const real** inputs = layer.inputs
+        cdef int nv = vectors(layer.n_in - k)
+        if nv == 1:
+            memset(dweight, 0, sizeof(dweight_tile))
         if layer == self.layers and k + LANES > layer.n_in:
             inputs, offset = self.ends, 0
         for t in range(tiles):
@@ -542,7 +564,7 @@ cdef class Engine:
                     add_addresses(fetch, 1, layer.weight_velocity + at, (next_o - o) * LANES)
             for r from 0 <= r < self.n by BLOCK:
                 n = min(self.n - r, <Py_ssize_t> BLOCK)
-                product(SCATTERED, 2, next_o - o, layer.doutput_rows + o * rows + r * (next_o - o), next_o - o, n,
+                product(SCATTERED, nv, next_o - o, layer.doutput_rows + o * rows + r * (next_o - o), next_o - o, n,
                         NULL, offset, inputs + r, r > 0, dweight, LANES, addresses_of(fetch, n))
             at = k * layer.n_out + o * LANES
             step(self.rule, layer.weight + at, dweight, layer.weight_velocity + at if self.rule != SGD else NULL,
@@ -679,6 +701,7 @@ cdef class Engine:
             self.outcome = RUNNING
             self.phase = BACKWARD
             self.run_phases(n_threads)
+        return OUTCOMES[self.outcome]
 
 
 cdef void engine_unit(void* engine, Py_ssize_t unit, int thread) noexcept nogil:
@@ -725,4 +748,5 @@ cdef class Turn:
         return self.holder is not None and self.holder != get_ident()
 
 
-OUTCOMES = {PAUSED: "paused", COMPLETED: "completed", STOPPED: "stopped", DIVERGED: "diverged", BAD_INPUT: "bad input"}
+OUTCOMES = {RUNNING: "abandoned", PAUSED: "paused", COMPLETED: "completed", STOPPED: "stopped", DIVERGED: "diverged",
+            BAD_INPUT: "bad input"}

@@ -1,8 +1,9 @@
 # A network's forward pass from its public parameters: weights[0] (out, in), biases[0], weights[1], ... in one buffer.
 
 cdef enum:
-    CHUNK = 128  # rows taken through all layers at a time
-    SMALL = 256  # vectors of workspace that need no allocation
+    CHUNK = 128         # rows taken through all layers at a time, fewer of them
+    WIDE = 1 << 19      # where they have more values than this
+    SMALL = 256         # vectors of workspace that need no allocation
 
 
 cdef struct Network:
@@ -14,6 +15,7 @@ cdef struct Network:
     void* features      # a Features
     real* workspace     # of each thread
     Py_ssize_t size
+    Py_ssize_t chunk    # rows
     real* out           # (rows, scores)
     int64_t n_nonfinite
 
@@ -21,7 +23,7 @@ cdef struct Network:
 cdef void forward_chunk(void* job, Py_ssize_t chunk, int thread) noexcept nogil:
     """out = the scores of a chunk's rows"""
     cdef Network* network = <Network*> job
-    cdef Py_ssize_t start = chunk * CHUNK, n = min((<Features> network.features).n - start, <Py_ssize_t> CHUNK)
+    cdef Py_ssize_t start = chunk * network.chunk, n = min((<Features> network.features).n - start, network.chunk)
     cdef real* x = network.workspace + thread * network.size
     cdef real* h = x + n * network.widest
     cdef const real* flat = network.flat
@@ -49,13 +51,15 @@ def call_forward(Features features, const Py_ssize_t[::1] sizes, const int[::1] 
     cdef Network network
     cdef Job job
     cdef vec small[SMALL]
-    cdef Py_ssize_t n_chunks = (features.n + CHUNK - 1) // CHUNK, i
-    n_threads = <int> min(<Py_ssize_t> n_threads, n_chunks)
+    cdef Py_ssize_t n_chunks, i
+    cdef Memory workspace
     network.widest = 0
     for i in range(sizes.shape[0]):
         network.widest = max(network.widest, sizes[i])
-    network.size = 2 * min(features.n, <Py_ssize_t> CHUNK) * network.widest
-    cdef Memory workspace
+    network.chunk = min(features.n, <Py_ssize_t> CHUNK, max(<Py_ssize_t> 1, WIDE // network.widest))
+    network.size = 2 * network.chunk * network.widest
+    n_chunks = (features.n + network.chunk - 1) // network.chunk
+    n_threads = <int> min(<Py_ssize_t> n_threads, n_chunks)
     network.n_layers = <int> activations.shape[0]
     network.sizes, network.activations, network.flat = &sizes[0], &activations[0], &flat[0]
     network.features, network.n_nonfinite = <void*> features, 0

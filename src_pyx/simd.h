@@ -115,7 +115,7 @@ static inline ivec vfirst(Py_ssize_t n) {
 }
 #endif
 
-/* The first n < VL lanes from memory, the others `pad`; nothing past p + n is touched. */
+/* The first n <= VL lanes from memory, the others `pad`; nothing past p + n is touched. */
 static inline vec vload_part(const real *p, Py_ssize_t n, real pad) {
 #if FASTOPT_BYTES == 64 && defined(FASTOPT_DOUBLE)
     return _mm512_mask_loadu_pd(vset(pad), (__mmask8)((1u << n) - 1), p);
@@ -143,7 +143,7 @@ static inline void vstore_part(real *p, vec a, Py_ssize_t n) {
 }
 static inline vec vset_lane(vec a, Py_ssize_t lane, real value) { a[lane] = value; return a; }
 static inline real vlane(vec a, Py_ssize_t lane) { return a[lane]; }
-static inline vec vabs(vec a) { return (vec)((ivec)a & ((((ivec){0} + 1) << (sizeof(real) * 8 - 1)) - 1)); }
+static inline vec vabs(vec a) { return (vec)((ivec)a & ~(ivec)vset((real)-0.0)); }
 
 /* n + 1.5 * 2**MANTISSA holds the integer n in its low bits: rounding and conversion in one addition. */
 static inline vec vround_magic(void) { return vset((real)(INT64_C(3) << (MANTISSA - 1))); }
@@ -159,12 +159,13 @@ static inline vec vsplit(vec x, vec *e) {
     return (vec)((ivec)x - (n << MANTISSA));
 }
 
-/* Transposes VL vectors in place, swapping off-diagonal blocks of VL/2, VL/4, ... 1. */
+/* Transposes VL vectors in place, swapping off-diagonal blocks of h, h/2, ... 1 lanes; h is VL/2 for all, or less where
+   the larger blocks are swapped already. */
 static const rint_t LANE_NUMBERS[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-static inline void vtranspose(vec *rows) {
+static inline __attribute__((always_inline)) void vtranspose(vec *rows, int h) {
     const ivec lane = *(const ivec_unaligned *)LANE_NUMBERS;
 #pragma GCC unroll 8
-    for (int h = VL / 2; h > 0; h /= 2) {
+    for (; h > 0; h /= 2) {
         /* a's lanes without h, and b's in the places of the others; then those left over */
         const ivec upper = lane + (lane & h) * (VL / h - 1), lower = upper + h;
 #pragma GCC unroll 16
@@ -175,6 +176,21 @@ static inline void vtranspose(vec *rows) {
                 rows[i + h] = FASTOPT_SHUFFLE(a, b, lower);
             }
     }
+}
+/* Half a vector from one place, half from another: loads do the first and dearest stage of a transposition. */
+static inline vec vload_halves(const real *low, const real *high) {
+#if FASTOPT_BYTES == 64
+    return (vec)_mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)low)),
+                                   _mm256_loadu_si256((const __m256i *)high), 1);
+#elif FASTOPT_BYTES == 32
+    return (vec)_mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)low)),
+                                        _mm_loadu_si128((const __m128i *)high), 1);
+#else
+    vec a;
+    memcpy(&a, low, sizeof(a) / 2);
+    memcpy((real *)&a + VL / 2, high, sizeof(a) / 2);
+    return a;
+#endif
 }
 
 static inline float half_to_float(uint16_t h) {

@@ -8,6 +8,13 @@
 # Helpers sleep while no job wants them: none spins when a job has ended. OpenMP has neither property, and its pool is
 # dead in a forked child, where this one starts anew.
 
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    int SIG_SETMASK
+    int sigfillset(sigset_t*)
+    int pthread_sigmask(int, const sigset_t*, sigset_t*)
+
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_t:
         pass
@@ -15,8 +22,14 @@ cdef extern from "<pthread.h>" nogil:
         pass
     ctypedef struct pthread_cond_t:
         pass
-    int pthread_create(pthread_t*, void*, void* (*)(void*) noexcept nogil, void*)
-    int pthread_detach(pthread_t)
+    ctypedef struct pthread_attr_t:
+        pass
+    int pthread_attr_init(pthread_attr_t*)
+    int pthread_attr_setstacksize(pthread_attr_t*, size_t)
+    int pthread_attr_setdetachstate(pthread_attr_t*, int)
+    int pthread_attr_destroy(pthread_attr_t*)
+    int PTHREAD_CREATE_DETACHED
+    int pthread_create(pthread_t*, pthread_attr_t*, void* (*)(void*) noexcept nogil, void*)
     int pthread_mutex_init(pthread_mutex_t*, void*)
     int pthread_mutex_lock(pthread_mutex_t*)
     int pthread_mutex_unlock(pthread_mutex_t*)
@@ -27,8 +40,9 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef enum:
     UNIT_BITS = 18                  # the first unclaimed unit and the first claimed after it, in the word's low bits
-    UNIT_MASK = (1 << 18) - 1
+    UNIT_MASK = (1 << UNIT_BITS) - 1
     MAX_HELPERS = 63
+    HELPER_STACK = 1 << 20          # bytes; a unit's blocks and tiles take 50 KiB, and sanitizers some times that
 
 cdef struct Job:
     void (*run_unit)(void* self, Py_ssize_t unit, int thread) noexcept nogil
@@ -56,6 +70,8 @@ cdef Pool pool
 
 cdef void init_pool() noexcept nogil:
     memset(&pool, 0, sizeof(pool))
+    # a signal handler that forked inside a job comes back to run_job, where nothing will end it
+    pool.ended = 1
     pthread_mutex_init(&pool.mutex, NULL)
     pthread_cond_init(&pool.wake, NULL)
 
@@ -69,7 +85,8 @@ cdef void open_phase(int64_t count) noexcept nogil:
     pool.count, pool.grain = count, (count >> (UNIT_BITS - 1)) + 1
     count = (count + pool.grain - 1) // pool.grain
     atomic_write(&pool.remaining, count)
-    atomic_write(&pool.word, ((atomic_read(&pool.word) >> 2 * UNIT_BITS) + 1) << 2 * UNIT_BITS | count)
+    cdef uint64_t phase = (<uint64_t> atomic_read(&pool.word) >> 2 * UNIT_BITS) + 1
+    atomic_write(&pool.word, <int64_t> (phase << 2 * UNIT_BITS | <uint64_t> count))
 
 
 cdef bint claim_and_run(int thread) noexcept nogil:
@@ -114,13 +131,23 @@ cdef void* help(void* number) noexcept nogil:
 cdef void want(int64_t helpers) noexcept nogil:
     """Lets so many helpers claim, starting those that are missing; fewer where the system has no threads left."""
     cdef pthread_t thread
+    cdef pthread_attr_t attributes
+    cdef sigset_t every, before
     helpers = min(helpers, <int64_t> MAX_HELPERS)
     if helpers == pool.wanted:
         return
     pthread_mutex_lock(&pool.mutex)
-    while pool.started < helpers and pthread_create(&thread, NULL, help, <void*> pool.started) == 0:
-        pthread_detach(thread)
-        pool.started += 1
+    if pool.started < helpers:
+        pthread_attr_init(&attributes)
+        pthread_attr_setstacksize(&attributes, HELPER_STACK)
+        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED)
+        # the process's signals are for the threads it knows
+        sigfillset(&every)
+        pthread_sigmask(SIG_SETMASK, &every, &before)
+        while pool.started < helpers and pthread_create(&thread, &attributes, help, <void*> pool.started) == 0:
+            pool.started += 1
+        pthread_sigmask(SIG_SETMASK, &before, NULL)
+        pthread_attr_destroy(&attributes)
     atomic_write(&pool.wanted, min(helpers, pool.started))
     pthread_cond_broadcast(&pool.wake)
     pthread_mutex_unlock(&pool.mutex)

@@ -396,6 +396,25 @@ def test_import_brings_no_other_package():
     )
 
 
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("sizes", [[1024, 3], [2048, 14], [1024, 15], [1024, 40, 2]])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_where_rows_lie(sizes, dtype, n_threads):
+    """A multiple of 4 KiB apart, a little further, turned round, in another dtype: each is read another way."""
+    X, y = numbers((75, sizes[0]), 0, "float32", 2.0), whole(75, 1) % sizes[-1]
+    wide = np.zeros((75, sizes[0] + 24), dtype)
+    wide[:, 8:-16] = X
+    other = "float64" if dtype == "float32" else "float32"
+    results = set()
+    for rows in (X.astype(dtype), wide[:, 8:-16], np.asfortranarray(X.astype(dtype)), X.astype(other)):
+        net = fo.MLP(sizes, seed=0, dtype=dtype)
+        rule = fo.SGD(0.01, momentum=0.9)
+        trainer = fo.Trainer(net, loss="hinge", optimizer=rule, batch_size=37, seed=0, n_threads=n_threads)
+        trainer.fit(rows, y, epochs=2)
+        results.add(net.flat.tobytes())
+    assert len(results) == 1
+
+
 def test_a_forked_child_goes_on():
     """OpenMP's threads do not live on in it; a child that waited for them would wait for ever."""
     run(
@@ -414,6 +433,38 @@ def test_a_forked_child_goes_on():
             "    os._exit(0 if train() == expected else 1)\n"
             "assert os.waitpid(child, 0)[1] == 0\n"
             "assert train() == expected",
+        ]
+    )
+
+
+def test_a_signal_handler_that_forks_in_a_fit():
+    """The child comes back into a step whose other threads it does not have: an error, not a wait for ever."""
+    run(
+        [
+            "-c",
+            "import os, signal, sys, numpy as np, fastopt as fo\n"
+            "fo.boundary.WORTH_A_THREAD = 1\n"
+            "X, net, children = np.ones((4000, 50)), fo.MLP([50, 64, 2], dtype='float64'), []\n"
+            "def trained(handler=signal.SIG_IGN):\n"
+            "    t = fo.Trainer(net.copy(), loss='softmax_cross_entropy', optimizer=fo.SGD(0.1), seed=0, n_threads=2)\n"
+            "    signal.signal(signal.SIGALRM, handler)\n"
+            "    signal.setitimer(signal.ITIMER_REAL, 0.05)\n"
+            "    t.fit(X, np.zeros(4000, int), epochs=60)\n"
+            "    return t.net.flat.tobytes()\n"
+            "def fork(*_):\n"
+            "    children.append(os.fork())\n"
+            "expected = trained()\n"
+            "try:\n"
+            "    same = trained(fork) == expected\n"
+            "except RuntimeError as error:\n"
+            "    assert 'forked' in str(error), error\n"
+            "    same = trained() == expected\n"
+            "if 0 in children:\n"
+            "    os._exit(0 if same else 1)\n"
+            "assert same and children\n"
+            "signal.alarm(60)\n"
+            "for child in children:\n"
+            "    assert os.waitpid(child, 0)[1] == 0\n"
         ]
     )
 

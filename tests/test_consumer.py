@@ -67,6 +67,17 @@ def test_a_training_in_cython_has_the_bits_of_python(consumer, n, d, k, n_thread
     assert sum(losses) / n == history.loss[-1]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("n", [0, 1, 2, 5])
+def test_no_more_rows_than_asked_for(consumer, n, n_threads, dtype):
+    x, weight = np.ones((5, 7), dtype), np.ones((19, 7), dtype)
+    out = np.full((5, 19), -1, dtype)
+    consumer.forward(x, n, weight, out, n_threads)
+    assert (out[:n] == 7).all()
+    assert (out[n:] == -1).all()
+
+
 def exported():
     """The exported functions and their C signatures, which are the names of their capsules."""
     name_of = ctypes.pythonapi.PyCapsule_GetName

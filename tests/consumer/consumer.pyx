@@ -22,3 +22,9 @@ def train(const real[:, ::1] x, const int64_t[::1] y, const real[::1] factor, re
             dense_backward(dscores, &x[0, 0], &weight[0, 0], no_dx, dweight, dbias, n, d, k, False, n_threads)
             nesterov_step(&weight[0, 0], dweight, &velocity[0], k * d, lr, momentum, 0.0, 0.0)
             nesterov_step(&bias[0], dbias, &velocity[k * d], k, lr, momentum, 0.0, 0.0)
+
+
+def forward(const real[:, ::1] x, Py_ssize_t n, const real[:, ::1] weight, real[:, ::1] out, int n_threads):
+    """The first n rows of out; n may be 0."""
+    with nogil:
+        dense_forward(&x[0, 0], &weight[0, 0], NULL, &out[0, 0], n, x.shape[1], weight.shape[0], 0, n_threads)
