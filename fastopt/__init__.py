@@ -1,5 +1,7 @@
 """fastopt: fast, reproducible training of dense networks and linear classifiers on the CPU."""
 
+from . import penalties, schedules
+from .adaptive import AdaDelta, AdaGrad, Adam, AdamW, RMSProp
 from .config import __version__, show_config
 from .dense import dense_backward, dense_forward
 from .errors import DivergenceError, ModelFormatError
@@ -20,8 +22,8 @@ from .optim import SGD, momentum_step, nesterov_step, sgd_step
 from .training import EarlyStopping, History, Trainer
 
 __all__ = [
-    "MLP", "SGD", "DivergenceError", "EarlyStopping", "History", "ModelFormatError", "Trainer", "__version__",
-    "accuracy", "binary_cross_entropy", "check_gradient", "dense_backward", "dense_forward", "hinge", "mae",
-    "momentum_step", "mse", "msle", "nesterov_step", "sgd_step", "show_config", "softmax", "softmax_cross_entropy",
-    "squared_hinge",
+    "MLP", "SGD", "AdaDelta", "AdaGrad", "Adam", "AdamW", "DivergenceError", "EarlyStopping", "History",
+    "ModelFormatError", "RMSProp", "Trainer", "__version__", "accuracy", "binary_cross_entropy", "check_gradient",
+    "dense_backward", "dense_forward", "hinge", "mae", "momentum_step", "mse", "msle", "nesterov_step", "penalties",
+    "schedules", "sgd_step", "show_config", "softmax", "softmax_cross_entropy", "squared_hinge",
 ]

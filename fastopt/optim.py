@@ -1,11 +1,13 @@
 """Update rules: single steps on arrays, and the optimizer that a Trainer or a loop of your own runs."""
 
 import dataclasses
+import math
 
 import numpy as np
 
 from . import boundary
 from ._dispatch import core
+from .schedules import ReduceOnPlateau, Schedule
 
 
 def _step(rule, param, grad, velocity, lr, momentum, weight_decay, l1):
@@ -144,17 +146,201 @@ def nesterov_step(param, grad, velocity, *, lr, momentum=0.9, weight_decay=0.0, 
     _step("nesterov", param, grad, velocity, lr, momentum, weight_decay, l1)
 
 
+#: What each convention fixes; a flag that is not here is free under it.
+CONVENTIONS = {
+    "classic": {},
+    "torch": {"lr_in_velocity": False, "dampen_first": False, "decay": "coupled", "decay_bias": True,
+              "penalty_scale": "loss"},
+    "keras": {"lr_in_velocity": True, "dampening": 0.0, "decay": "decoupled", "decay_order": "before",
+              "decay_bias": True, "penalty_scale": "loss", "l1_mode": "subgradient"},
+    "optax": {"lr_in_velocity": False, "dampening": 0.0, "decay": "coupled", "decay_bias": True,
+              "penalty_scale": "loss"},
+    "sklearn_mlp": {"lr_in_velocity": True, "dampening": 0.0, "decay": "coupled", "decay_bias": False,
+                    "penalty_scale": "batch"},
+    "sklearn_sgd": {"momentum": 0.0, "dampening": 0.0, "decay": "decoupled", "decay_order": "before",
+                    "decay_bias": False, "penalty_scale": "loss", "l1_mode": "cumulative"},
+}
+#: The textbook's, where neither the convention nor the caller says otherwise.
+FLAGS = {"lr_in_velocity": True, "dampening": 0.0, "dampen_first": True, "decay": "coupled", "decay_order": "before",
+         "decay_bias": False, "penalty_scale": "loss", "l1_mode": "prox"}
+CHOICES = {"decay": ("coupled", "decoupled", "independent"), "decay_order": ("before", "after"),
+           "penalty_scale": ("loss", "batch"), "l1_mode": ("prox", "subgradient", "cumulative")}
+
+
 @dataclasses.dataclass
-class SGDState:
-    """What `SGD.update` carries from step to step: the step's number, a velocity an array, and which arrays decay."""
+class OptimizerState:
+    """What `update` carries from step to step: the step's number, the moments of each array, which arrays decay, and
+    the sum of the cumulative l1 so far."""
 
     step: int
-    velocity: list
+    moments: list
     decay: list
+    l1_total: float = 0.0
+
+    @property
+    def velocity(self):
+        """The first moment of each array."""
+        return [moments[0] for moments in self.moments if moments]
+
+
+class Optimizer:
+    """What all optimizers share: `init` and `update` for loops of your own, and what a Trainer asks of them.
+
+    A subclass is a frozen dataclass with `lr`, `weight_decay`, `l1`, `l2` and `decay_bias`, and says `rule`, `settings`
+    and `moment_names`.
+    """
+
+    def _check(self, **checked):
+        """Sets Python's own numbers, which files hold."""
+        if not callable(self.lr):
+            checked["lr"] = boundary.number("lr", self.lr, above=0.0)
+        for name in ("weight_decay", "l1", "l2"):
+            checked[name] = boundary.number(name, getattr(self, name), least=0.0)
+        for name in ("clip_value", "clip_norm"):
+            if getattr(self, name) is not None:
+                checked[name] = boundary.number(name, getattr(self, name), above=0.0)
+        if self.clip_value is not None and self.clip_norm is not None:
+            raise ValueError("clip_value and clip_norm exclude each other")
+        if self.decay_bias is not None:
+            checked["decay_bias"] = boundary.flag("decay_bias", self.decay_bias)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def penalised(self):
+        """Whether any decay or penalty acts."""
+        return self.weight_decay > 0 or self.l1 > 0 or self.l2 > 0
+
+    @property
+    def decays_bias(self):
+        """Whether biases decay and are penalised too."""
+        return bool(self.settings["decay_bias"])
+
+    def lr_at(self, step, epoch=None, history=None):
+        """The learning rate of a step and epoch, counted from 0; `history` is that of the epochs before."""
+        return _at("lr", self.lr, step, epoch, history)
+
+    def momentum_at(self, step, epoch=None):
+        """The momentum of a step and epoch, counted from 0."""
+        return _at("momentum", self.momentum, step, epoch, None)
+
+    def check_fits(self, dtype):
+        """That the constants stay finite in the dtype."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float):
+                boundary.fits(field.name, value, dtype)
+
+    def init(self, params, decay=None):
+        """The state for `update`: zero moments, step 0.
+
+        Parameters
+        ----------
+        params : MLP, ndarray or list of ndarrays
+        decay : bool or list of bool, optional
+            Whether each array decays and is penalised; by default those of two or more dimensions do (all with
+            decay_bias=True). A bare 1-D array with a penalty must say.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Arrays that cannot be updated in place; decay of another length, or missing for a bare 1-D array.
+        """
+        arrays = _arrays("params", params)
+        for name, array in arrays:
+            boundary.parameter(name, array)
+        if decay is None:
+            if isinstance(params, np.ndarray) and params.ndim < 2 and self.penalised and self.decay_bias is None:
+                raise ValueError("decay must be given for a bare 1-D array: True to penalise it, False not to")
+            flags = [array.ndim >= 2 or self.decays_bias for _, array in arrays]
+        else:
+            flags = list(decay) if isinstance(decay, (list, tuple, np.ndarray)) else [boundary.flag("decay", decay)]
+            if len(flags) != len(arrays):
+                raise ValueError(f"decay must have {len(arrays)} entries, got {len(flags)}")
+            flags = [boundary.flag(f"decay[{i}]", value) for i, value in enumerate(flags)]
+        moments = [[np.full_like(array, self.first_moment) for _ in self.moment_names] for _, array in arrays]
+        return OptimizerState(0, moments, flags)
+
+    def update(self, params, grads, state):
+        """One step of all arrays, in place; `state` advances.
+
+        Parameters
+        ----------
+        params : MLP, ndarray or list of ndarrays
+            As given to `init`. After a step of Nesterov with l1 the sparse iterate is W + γV (see `nesterov_step`).
+        grads : of the form of `params`; for an MLP the flat gradient of `loss_and_grad`, or a list
+        state : OptimizerState
+
+        Raises
+        ------
+        ValueError, TypeError
+            As the step functions, for any of the arrays; nothing is touched then.
+        """
+        arrays = _arrays("params", params)
+        gradients = _gradients(params, grads, arrays)
+        if not isinstance(state, OptimizerState):
+            raise TypeError(f"state must be what init returned, got {type(state).__name__}")
+        if not len(gradients) == len(state.decay) == len(state.moments) == len(arrays):
+            raise ValueError(f"grads and state must have {len(arrays)} arrays, got {len(gradients)} and "
+                             f"{len(state.decay)}")
+        settings, step = self.settings, state.step
+        if settings["penalty_scale"] == "batch" and self.penalised:
+            raise ValueError('penalty_scale="batch" needs the number of samples, which update does not know: divide '
+                             "the penalties yourself, or train with a Trainer")
+        lr, momenta = self.lr_at(step), (self.momentum_at(step), self.momentum_at(step + 1))
+        l1_total, squares, calls = state.l1_total + lr * self.l1, 0.0, []
+        for i, (name, array) in enumerate(arrays):
+            param = boundary.parameter(name, array)
+            self.check_fits(param.dtype)
+            boundary.fits(f"lr({step})" if callable(self.lr) else "lr", lr, param.dtype)
+            grad = boundary.data(gradients[i][0], gradients[i][1], param.shape, param.dtype)
+            if len(state.moments[i]) != len(self.moment_names):
+                raise ValueError(f"state was made for another rule: {self.rule} keeps {len(self.moment_names)} arrays, "
+                                 f"not {len(state.moments[i])}")
+            outputs = {name: param}
+            for moment, values in zip(self.moment_names, state.moments[i], strict=True):
+                boundary.output(f"the {moment} of {name}", values, param.shape, param.dtype, outputs)
+                outputs[f"the {moment} of {name}"] = values
+            boundary.check_apart(outputs, dict(gradients) | dict(arrays[:i]))
+            calls.append((param.reshape(-1), grad.reshape(-1), [values.reshape(-1) for values in state.moments[i]]))
+            if self.clip_norm is not None:
+                squares += core(param.dtype).call_penalty(calls[i][1])[1]
+        for decays, call in zip(state.decay, calls, strict=True):
+            core(call[0].dtype).call_update(kernel_settings(self), step, lr, *momenta, l1_total, squares, decays, *call)
+        state.step, state.l1_total = step + 1, l1_total
+
+
+def _at(name, value, step, epoch, history):
+    if not callable(value):
+        return value
+    if isinstance(value, ReduceOnPlateau):
+        if history is None:
+            raise ValueError(f"{name}: ReduceOnPlateau needs the history of a Trainer")
+        return value.after(getattr(history, value.monitor))
+    by_epoch = isinstance(value, Schedule) and value.per == "epoch"
+    if by_epoch and epoch is None:
+        raise ValueError(f"{name}: a schedule per epoch needs a Trainer, which counts them")
+    t = epoch if by_epoch else step
+    below = 1.0 if name == "momentum" else math.inf
+    return boundary.number(f"{name}({t})", value(t), least=0.0, below=below)
+
+
+def kernel_settings(optimizer):
+    """The optimizer's settings by the names that the kernels know."""
+    s = optimizer.settings
+    return {
+        "rule": optimizer.rule, "l1_mode": s["l1_mode"],
+        "decay": s["decay"], "decay_after": s["decay_order"] == "after", "rate_inside": s["lr_in_velocity"],
+        "damp_first": s["dampen_first"], "per_batch": s["penalty_scale"] == "batch",
+        "eps_inside": s.get("eps_inside", False), "decay_bias": s["decay_bias"], "dampening": s["dampening"],
+        "weight_decay": optimizer.weight_decay, "l1": optimizer.l1, "l2": optimizer.l2, "beta": s.get("beta", 0.0),
+        "eps": s.get("eps", 0.0), "clip_value": math.inf if optimizer.clip_value is None else optimizer.clip_value,
+        "clip_norm": math.inf if optimizer.clip_norm is None else optimizer.clip_norm,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
-class SGD:
+class SGD(Optimizer):
     r"""Stochastic gradient descent, plain, with momentum, or with Nesterov momentum.
 
     .. math::
@@ -163,13 +349,15 @@ class SGD:
         \text{momentum:} \quad V &\leftarrow \gamma V + \alpha g, \quad W \leftarrow W - V \\
         \text{Nesterov:} \quad V &\leftarrow \gamma V + \alpha g, \quad W \leftarrow W - (\gamma V + \alpha g)
 
-    from V = 0; l1 acts by the proximal forms of `sgd_step`, `momentum_step` and `nesterov_step`. Immutable.
+    from V = 0; l1 acts by the proximal forms of `sgd_step`, `momentum_step` and `nesterov_step`. Immutable. The flags
+    below change one thing each, and `convention` all that another library does differently: docs/semantics.md has them
+    side by side.
 
     Parameters
     ----------
-    lr : float > 0, or callable
-        The learning rate α; a callable lr(step), step counted from 0, may return 0.
-    momentum : float in [0, 1)
+    lr : float > 0, schedule or callable
+        The learning rate α; one of `fastopt.schedules`, or a callable lr(step), step counted from 0, may return 0.
+    momentum : float in [0, 1), schedule or callable
         γ; 0 is plain gradient descent.
     nesterov : bool
         Needs momentum.
@@ -178,12 +366,35 @@ class SGD:
     l1, l2 : float >= 0
         Penalties l1 * sum(|W|) + l2 * sum(W**2), part of the reported loss.
     decay_bias : bool, optional
-        Whether biases decay and are penalised too; None is no.
+        Whether biases decay and are penalised too; None is the convention's, "classic": no.
+    clip_value : float > 0, optional
+        Every number of the loss's gradient is brought into [-clip_value, clip_value], before decay and penalties.
+    clip_norm : float > 0, optional
+        The loss's gradient is scaled down where the root of the sum of all its squares, over all weights and biases,
+        exceeds this. Training holds a copy of the gradient then.
+    convention : {"classic", "torch", "keras", "optax", "sklearn_mlp", "sklearn_sgd"}
+        Whose rule it is. A flag given beside it must agree with it.
+    lr_in_velocity : bool, optional
+        True: V = γV + αg, W -= V. False: V = γV + (1 - τ)g, W -= αV, and Nesterov W -= α(γV + g). They differ once the
+        rate changes.
+    dampening : float in [0, 1), optional
+        τ above; needs momentum, the rate outside the velocity, and no nesterov.
+    dampen_first : bool, optional
+        False: the first step takes V = g.
+    decay : {"coupled", "decoupled", "independent"}, optional
+        weight_decay as part of the gradient, or W *= 1 - α wd, or W *= 1 - wd, with the gradient of the W before.
+    decay_order : {"before", "after"}, optional
+        Whether that factor takes the W before the step or the one after.
+    penalty_scale : {"loss", "batch"}, optional
+        "batch" divides weight_decay, l1 and l2 by the number of the mini-batch's samples.
+    l1_mode : {"prox", "subgradient", "cumulative"}, optional
+        The proximal forms, exact zeros and the minimiser as written; l1 * sign(W), 0 at 0, in the gradient; or for
+        plain descent what each weight owes in sum, never past zero (Tsuruoka, Tsujii & Ananiadou 2009).
 
     Raises
     ------
     ValueError, TypeError
-        A hyper-parameter out of range, or nesterov without momentum.
+        A hyper-parameter out of range, or flags that contradict each other or the convention.
 
     Examples
     --------
@@ -207,116 +418,87 @@ class SGD:
     l1: float = 0.0
     l2: float = 0.0
     decay_bias: bool | None = None
+    clip_value: float | None = None
+    clip_norm: float | None = None
+    convention: str = "classic"
+    lr_in_velocity: bool | None = None
+    dampening: float | None = None
+    dampen_first: bool | None = None
+    decay: str | None = None
+    decay_order: str | None = None
+    penalty_scale: str | None = None
+    l1_mode: str | None = None
+
+    first_moment = 0.0
 
     def __post_init__(self):
+        boundary.choice("convention", self.convention, CONVENTIONS)
         checked = {
-            "lr": self.lr if callable(self.lr) else boundary.number("lr", self.lr, above=0.0),
-            "momentum": boundary.number("momentum", self.momentum, least=0.0, below=1.0),
+            "momentum": self.momentum if callable(self.momentum)
+            else boundary.number("momentum", self.momentum, least=0.0, below=1.0),
             "nesterov": boundary.flag("nesterov", self.nesterov),
-            "decay_bias": None if self.decay_bias is None else boundary.flag("decay_bias", self.decay_bias),
-        } | {name: boundary.number(name, getattr(self, name), least=0.0) for name in ("weight_decay", "l1", "l2")}
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)  # Python's own numbers, which files hold
+        }
+        for name in ("lr_in_velocity", "dampen_first"):
+            if getattr(self, name) is not None:
+                checked[name] = boundary.flag(name, getattr(self, name))
+        if self.dampening is not None:
+            checked["dampening"] = boundary.number("dampening", self.dampening, least=0.0, below=1.0)
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) is not None:
+                boundary.choice(name, getattr(self, name), allowed)
+        self._check(**checked)
+        self._check_together()
+
+    def _check_together(self):
+        for name, value in CONVENTIONS[self.convention].items():
+            if getattr(self, name) is not None and getattr(self, name) != value:
+                raise ValueError(f"convention={self.convention!r} means {name}={value!r}, got {getattr(self, name)!r}")
+        s = self.settings
+        if isinstance(self.momentum, ReduceOnPlateau):
+            raise ValueError("ReduceOnPlateau is for lr, not for momentum")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov=True needs momentum > 0, got momentum=0")
+        if s["dampening"] > 0 and (self.nesterov or not self._has_momentum or s["lr_in_velocity"]):
+            raise ValueError("dampening needs momentum > 0, lr_in_velocity=False and nesterov=False")
+        if self.dampen_first is False and not self._has_momentum:
+            raise ValueError("dampen_first=False needs momentum > 0, got momentum=0")
+        if self.decay_order is not None and s["decay"] == "coupled":
+            raise ValueError('decay_order needs decay="decoupled" or "independent": a coupled one is in the gradient')
+        if self.l1 > 0 and s["l1_mode"] == "cumulative" and self._has_momentum:
+            raise ValueError('l1_mode="cumulative" is for plain descent: it needs momentum=0')
+        if self.l1 > 0 and s["l1_mode"] == "prox" and self._has_momentum and not s["lr_in_velocity"]:
+            raise ValueError('l1_mode="prox" with momentum needs lr_in_velocity=True; with the rate outside, choose '
+                             'l1_mode="subgradient"')
+        if self.l1 > 0 and s["l1_mode"] == "prox" and self.weight_decay > 0 and s["decay"] != "coupled":
+            raise ValueError('l1_mode="prox" needs decay="coupled"')
+
+    @property
+    def settings(self):
+        """Every flag's value: the caller's, else the convention's, else the textbook's."""
+        given = {name: getattr(self, name) for name in FLAGS if getattr(self, name) is not None}
+        fixed = {name: value for name, value in CONVENTIONS[self.convention].items() if name in FLAGS}
+        return FLAGS | fixed | given
 
     @property
     def rule(self):
         """The name of the rule: "sgd", "momentum" or "nesterov"."""
-        return "nesterov" if self.nesterov else "momentum" if self.momentum > 0 else "sgd"
+        return "nesterov" if self.nesterov else "momentum" if self._has_momentum else "sgd"
 
     @property
-    def penalised(self):
-        """Whether any decay or penalty acts."""
-        return self.weight_decay > 0 or self.l1 > 0 or self.l2 > 0
+    def _has_momentum(self):
+        return callable(self.momentum) or self.momentum > 0
 
-    def lr_at(self, step):
-        """The learning rate of a step, counted from 0."""
-        if not callable(self.lr):
-            return self.lr
-        return boundary.number(f"lr({step})", self.lr(step), least=0.0)
+    @property
+    def moment_names(self):
+        """What the rule keeps for each parameter."""
+        if self.l1 > 0 and self.settings["l1_mode"] == "cumulative":
+            return ("paid penalty",)
+        return () if self.rule == "sgd" else ("velocity",)
 
-    def check_fits(self, dtype):
-        """That the constants stay finite in the dtype."""
-        for name in ("momentum", "weight_decay", "l1", "l2"):
-            boundary.fits(name, getattr(self, name), dtype)
-        if not callable(self.lr):
-            boundary.fits("lr", self.lr, dtype)
-
-    def init(self, params, decay=None):
-        """The state for `update`: zero velocities, step 0.
-
-        Parameters
-        ----------
-        params : MLP, ndarray or list of ndarrays
-        decay : bool or list of bool, optional
-            Whether each array decays and is penalised; by default those of two or more dimensions do (all with
-            decay_bias=True). A bare 1-D array with a penalty must say.
-
-        Raises
-        ------
-        ValueError, TypeError
-            Arrays that cannot be updated in place; decay of another length, or missing for a bare 1-D array.
-        """
-        arrays = _arrays("params", params)
-        for name, array in arrays:
-            boundary.parameter(name, array)
-        if decay is None:
-            if isinstance(params, np.ndarray) and params.ndim < 2 and self.penalised and self.decay_bias is None:
-                raise ValueError("decay must be given for a bare 1-D array: True to penalise it, False not to")
-            flags = [array.ndim >= 2 or bool(self.decay_bias) for _, array in arrays]
-        else:
-            flags = list(decay) if isinstance(decay, (list, tuple, np.ndarray)) else [boundary.flag("decay", decay)]
-            if len(flags) != len(arrays):
-                raise ValueError(f"decay must have {len(arrays)} entries, got {len(flags)}")
-            flags = [boundary.flag(f"decay[{i}]", value) for i, value in enumerate(flags)]
-        velocity = [] if self.rule == "sgd" else [np.zeros_like(array) for _, array in arrays]
-        return SGDState(0, velocity, flags)
-
-    def update(self, params, grads, state):
-        """One step of all arrays, in place; `state` advances.
-
-        Parameters
-        ----------
-        params : MLP, ndarray or list of ndarrays
-            As given to `init`. After a step of Nesterov with l1 the sparse iterate is W + γV (see `nesterov_step`).
-        grads : of the form of `params`; for an MLP the flat gradient of `loss_and_grad`, or a list
-        state : SGDState
-
-        Raises
-        ------
-        ValueError, TypeError
-            As the step functions, for any of the arrays; nothing is touched then.
-        """
-        arrays = _arrays("params", params)
-        gradients = _gradients(params, grads, arrays)
-        if not isinstance(state, SGDState):
-            raise TypeError(f"state must be what init returned, got {type(state).__name__}")
-        if len(gradients) != len(arrays) or len(state.decay) != len(arrays):
-            raise ValueError(f"grads and state must have {len(arrays)} arrays, got {len(gradients)} and "
-                             f"{len(state.decay)}")
-        if len(state.velocity) != (0 if self.rule == "sgd" else len(arrays)):
-            raise ValueError(f"state was made for another rule: {self.rule} does not go with {len(state.velocity)} "
-                             f"velocities")
-        lr, steps = self.lr_at(state.step), []
-        for i, (name, array) in enumerate(arrays):
-            param = boundary.parameter(name, array)
-            self.check_fits(param.dtype)
-            boundary.fits(f"lr({state.step})" if callable(self.lr) else "lr", lr, param.dtype)
-            grad = boundary.data(gradients[i][0], gradients[i][1], param.shape, param.dtype)
-            outputs = {name: param}
-            velocity = None
-            if state.velocity:
-                outputs[f"the velocity of {name}"] = state.velocity[i]
-                boundary.output(f"the velocity of {name}", state.velocity[i], param.shape, param.dtype, {name: param})
-                velocity = state.velocity[i].reshape(-1)
-            boundary.check_apart(outputs, dict(gradients) | dict(arrays[:i]))
-            wd, l1 = (self.weight_decay + 2 * self.l2, self.l1) if state.decay[i] else (0.0, 0.0)
-            steps.append((param.reshape(-1), grad.reshape(-1), velocity, lr, self.momentum, wd, l1))
-        for step in steps:
-            kernels = core(step[0].dtype)
-            kernels.call_step(kernels.RULES[self.rule], *step)
-        state.step += 1
+    @property
+    def shows_theta(self):
+        """Whether the sparse iterate of Nesterov's proximal form is W + γV."""
+        return self.nesterov and self.l1 > 0 and self.settings["l1_mode"] == "prox"
 
 
 def _arrays(name, params):

@@ -225,6 +225,78 @@ def nesterov_step(param, grad, velocity, *, lr, momentum=0.9, weight_decay=0.0, 
         param[...] = new - momentum * velocity
 
 
+def _update(optimizer, param, grad, moments, *, step, lr, momenta, n=1, l1_total=0.0, penalised=True):
+    """One step of one array, in place, by an optimizer's rule and flags, over a batch of n samples.
+
+    `momenta` are the step's and the next one's, `moments` what the rule keeps; `l1_total` is the cumulative penalty up
+    to this step. The equations are those of the optimizers' docstrings, in their order: penalties into the gradient,
+    decay before, rule, decay after, l1.
+    """
+    s, rule = optimizer.settings, optimizer.rule
+    share = (1 / n if s["penalty_scale"] == "batch" else 1.0) if penalised else 0.0
+    decay, l1, l2 = share * optimizer.weight_decay, share * optimizer.l1, share * optimizer.l2
+    gamma, next_gamma = momenta
+    g = grad + 2 * l2 * param + (decay * param if s["decay"] == "coupled" else 0.0)
+    if s["l1_mode"] == "subgradient":
+        g = g + l1 * np.sign(param)
+    keep = {"coupled": 1.0, "decoupled": 1 - lr * decay, "independent": 1 - decay}[s["decay"]]
+    before, after = (1.0, keep) if s["decay_order"] == "after" else (keep, 1.0)
+    proximal = l1 if s["l1_mode"] == "prox" else 0.0
+    if rule == "nesterov" and proximal > 0:
+        velocity, theta = moments[0], param + gamma * moments[0]
+        new = _soft_threshold(before * param - lr * g, lr * proximal)
+        velocity[...] = theta - new
+        param[...] = new - next_gamma * velocity
+        return
+    if rule == "momentum" and proximal > 0:
+        momentum_step(param, g, moments[0], lr=lr, momentum=gamma, l1=proximal)
+        return
+    size, direction = _direction(optimizer, g, moments, step, lr, gamma)
+    new = after * (before * param - size * direction)
+    if s["l1_mode"] == "cumulative" and l1 > 0:
+        paid, z = moments[0], new
+        new = np.where(z > 0, np.maximum(0, z - (l1_total + paid)), z)
+        new = np.where(z < 0, np.minimum(0, z + l1_total - paid), new)
+        paid += new - z
+    param[...] = _soft_threshold(new, size * proximal)
+
+
+def _direction(optimizer, g, moments, step, lr, gamma):
+    """What a rule steps along, and how far: W -= size * direction."""
+    s, rule = optimizer.settings, optimizer.rule
+    if rule == "sgd":
+        return lr, g
+    if rule in ("momentum", "nesterov"):
+        velocity = moments[0]
+        gain = lr if s["lr_in_velocity"] else 1 - (s["dampening"] if step > 0 or s["dampen_first"] else 0.0)
+        velocity[...] = gamma * velocity + gain * g
+        return 1.0 if s["lr_in_velocity"] else lr, velocity if rule == "momentum" else gamma * velocity + gain * g
+    if rule == "adagrad":
+        moments[0] += g * g
+        return lr / _root(moments[0], optimizer), g
+    if rule == "adam":
+        mean, squares = moments
+        mean[...] = optimizer.beta1 * mean + (1 - optimizer.beta1) * g
+        squares[...] = optimizer.beta2 * squares + (1 - optimizer.beta2) * g * g
+        size = lr / (1 - optimizer.beta1 ** (step + 1))
+        return size / _root(squares / (1 - optimizer.beta2 ** (step + 1)), optimizer), mean
+    squares = moments[0]
+    squares[...] = optimizer.rho * squares + (1 - optimizer.rho) * g * g
+    if rule == "rmsprop":
+        return lr / _root(squares, optimizer), g
+    if rule == "rmsprop_momentum":
+        moments[1][...] = gamma * moments[1] + g / _root(squares, optimizer)
+        return lr, moments[1]
+    ratio = np.sqrt(moments[1] + optimizer.eps) / np.sqrt(squares + optimizer.eps)  # adadelta
+    moments[1][...] = optimizer.rho * moments[1] + (1 - optimizer.rho) * (ratio * g) ** 2
+    return lr * ratio, g
+
+
+def _root(squares, optimizer):
+    eps = optimizer.eps
+    return np.sqrt(squares + eps) if optimizer.eps_inside else np.sqrt(squares) + eps
+
+
 # ------------------------------------------------------------------------------------------------- generators
 # Each works on Python integers and on uint64 arrays alike: both wrap at 2**64.
 
@@ -363,9 +435,9 @@ def _evaluate(loss, scores, y, sample_weight=None):
 class Trainer:
     """Mini-batch training of a float64 copy of `net`, kept as `trainer.net`.
 
-    A step takes g = ∇L + (wd + 2 l2) W, L = Σ w_i l_i / Σ w_i over the batch, and l1 by the proximal form of
-    the rule; penalties act on the weights, on biases only with `optimizer.decay_bias`. With Nesterov and l1,
-    `net` shows θ = W + γ V between epochs. `n_threads` is ignored.
+    A step is `_update` with the gradient of L = Σ w_i l_i / Σ w_i over the batch; penalties act on the weights, on
+    biases only where the optimizer says so. With Nesterov and l1, `net` shows θ = W + γ V between epochs.
+    `n_threads` is ignored.
 
     `history` has one entry an epoch: `loss` (of the samples as seen, plus the penalty at the end), `val_loss`
     (nan without validation data) and `lr` (of the last step). Training goes on from the last epoch where
@@ -376,11 +448,13 @@ class Trainer:
         self.net, self.loss, self.optimizer = MLP.from_network(net), loss, optimizer
         self.batch_size, self.shuffle = batch_size, shuffle
         self.seed = (np.random.SeedSequence().entropy if seed is None else int(seed)) & _MASK
-        self.velocity = [np.zeros_like(p) for p in self.net.params]
+        self.moments = [[np.full_like(p, optimizer.first_moment) for _ in optimizer.moment_names]
+                        for p in self.net.params]
+        self.l1_total = 0.0
         self.step, self.epoch, self.history = 0, 0, SimpleNamespace(loss=[], val_loss=[], lr=[])
         self._watch = None  # the early-stopping rule, its best value and parameters, the epochs waited
         self._continuation = None  # the parameters shown, and those to go on from
-        self._penalised = [True, bool(optimizer.decay_bias)] * len(self.net.weights)
+        self._penalised = [True, optimizer.decays_bias] * len(self.net.weights)
 
     def fit(self, X, y, *, epochs, sample_weight=None, validation_data=None,
             early_stopping=None, target_loss=None, callbacks=()):  # fmt: skip
@@ -429,30 +503,41 @@ class Trainer:
     def _epoch(self, X, y, w):
         """One epoch on copies, kept when it has stayed finite; returns (epoch loss, lr of the last step)."""
         opt, n, step = self.optimizer, len(X), self.step
-        net, velocity = MLP.from_network(self.net), [v.copy() for v in self.velocity]
-        shows_theta = opt.nesterov and opt.l1 != 0.0
-        if shows_theta:
-            _shift(net.params, velocity, -opt.momentum)
+        net, l1_total = MLP.from_network(self.net), self.l1_total
+        moments = [[m.copy() for m in kept] for kept in self.moments]
+        if opt.shows_theta:
+            _shift(net.params, moments, -opt.momentum_at(step, self.epoch))
         order = _shuffle(self.seed, self.epoch, n) if self.shuffle else np.arange(n)
         seen = 0.0  # Σ w_i l_i
         with np.errstate(over="ignore", invalid="ignore"):
             for batch, start in enumerate(range(0, n, self.batch_size)):
                 rows = order[start : start + self.batch_size]
-                lr = opt.lr(step) if callable(opt.lr) else opt.lr
+                lr = opt.lr_at(step, self.epoch, self.history)
                 value, grads = self._batch(net, X[rows], y[rows], w[rows], step)
-                for p, g, v, penalised in zip(net.params, grads, velocity, self._penalised, strict=True):
-                    self._update(p, g, v, lr, penalised)
+                if opt.clip_value is not None:
+                    grads = [np.clip(g, -opt.clip_value, opt.clip_value) for g in grads]
+                norm = np.sqrt(sum(np.sum(g * g) for g in grads))
+                if opt.clip_norm is not None and norm > opt.clip_norm:
+                    grads = [g * (opt.clip_norm / norm) for g in grads]
+                ends = start + self.batch_size >= n
+                momenta = opt.momentum_at(step, self.epoch), opt.momentum_at(step + 1, self.epoch + ends)
+                per_batch = opt.settings["penalty_scale"] == "batch"
+                l1_total += lr * opt.l1 / (len(rows) if per_batch else 1)
+                for p, g, kept, penalised in zip(net.params, grads, moments, self._penalised, strict=True):
+                    _update(opt, p, g, kept, step=step, lr=lr, momenta=momenta, n=len(rows), l1_total=l1_total,
+                            penalised=penalised)
                 if not (np.isfinite(value) and np.isfinite(net.flat).all()):
                     raise DivergenceError(f"training diverged in epoch {self.epoch}, batch {batch}")
                 seen += value
                 step += 1
-        if shows_theta:
-            _shift(net.params, velocity, opt.momentum)
-        penalty = 0.0
+        if opt.shows_theta:
+            _shift(net.params, moments, opt.momentum_at(step, self.epoch + 1))
+        penalty, share = 0.0, 1 / self.batch_size if opt.settings["penalty_scale"] == "batch" else 1.0
         for p, penalised in zip(net.params, self._penalised, strict=True):
             if penalised:
-                penalty += opt.l1 * np.abs(p).sum() + opt.l2 * (p * p).sum()
-        self.net.flat[:], self.velocity, self.step, self.epoch = net.flat, velocity, step, self.epoch + 1
+                penalty += share * (opt.l1 * np.abs(p).sum() + opt.l2 * (p * p).sum())
+        self.net.flat[:], self.moments, self.l1_total = net.flat, moments, l1_total
+        self.step, self.epoch = step, self.epoch + 1
         return float(seen / w.sum() + penalty), lr
 
     def _batch(self, net, X, y, w, step):
@@ -469,18 +554,6 @@ class Trainer:
             value, dscores = 0.0, np.zeros_like(scores)
         return value * w.sum(), net._backward(dscores, inputs, outputs, masks)
 
-    def _update(self, param, grad, velocity, lr, penalised):
-        opt = self.optimizer
-        rule = {"lr": lr}
-        if penalised:
-            rule |= {"weight_decay": opt.weight_decay + 2.0 * opt.l2, "l1": opt.l1}
-        if opt.momentum == 0.0:
-            sgd_step(param, grad, **rule)
-        elif opt.nesterov:
-            nesterov_step(param, grad, velocity, momentum=opt.momentum, **rule)
-        else:
-            momentum_step(param, grad, velocity, momentum=opt.momentum, **rule)
-
     def _validate(self, validation_data):
         """The loss over (X, y) or (X, y, sample_weight), without dropout and penalties."""
         if validation_data is None:
@@ -489,7 +562,7 @@ class Trainer:
         return _evaluate(self.loss, self.net.forward(X), *y_and_weight)[0]
 
 
-def _shift(params, velocity, gamma):
+def _shift(params, moments, gamma):
     """From the point of the gradient to the iterate, θ = W + γ V, and with −γ back."""
-    for p, v in zip(params, velocity, strict=True):
-        p += gamma * v
+    for p, (velocity,) in zip(params, moments, strict=True):
+        p += gamma * velocity

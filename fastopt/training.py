@@ -10,14 +10,16 @@ import warnings
 
 import numpy as np
 
-from . import boundary, files
+from . import adaptive, boundary, files, schedules
 from ._dispatch import core
 from .errors import DivergenceError
 from .network import MLP
-from .optim import SGD
+from .optim import SGD, Optimizer, kernel_settings
 
 ROWS_A_VALIDATION_CHUNK = 4096
 HISTORY = ("loss", "val_loss", "lr", "seconds")
+OPTIMIZERS = {cls.__name__: cls for cls in
+              (SGD, adaptive.AdaGrad, adaptive.RMSProp, adaptive.AdaDelta, adaptive.Adam, adaptive.AdamW)}
 
 
 class History:
@@ -144,7 +146,7 @@ class Trainer:
     loss : str or callable
         The name of a loss of this package, or a callable (scores, y) -> (value, dscores) for the mean over a batch:
         slower, for Python runs between forward and backward of every batch.
-    optimizer : SGD
+    optimizer : SGD, AdaGrad, RMSProp, AdaDelta, Adam or AdamW
     batch_size : int >= 1
         The last batch of an epoch is short, never dropped.
     shuffle : bool
@@ -182,8 +184,8 @@ class Trainer:
     def __init__(self, net, *, loss, optimizer, batch_size=32, shuffle=True, seed=None, n_threads=None):
         if not isinstance(net, MLP):
             raise TypeError(f"net must be an MLP, got {type(net).__name__}")
-        if not isinstance(optimizer, SGD):
-            raise TypeError(f"optimizer must be an SGD, got {type(optimizer).__name__}")
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be an SGD or another of fastopt's, got {type(optimizer).__name__}")
         if not callable(loss):
             boundary.choice("loss", loss, boundary.LABEL_LOSSES + boundary.TARGET_LOSSES)
         optimizer.check_fits(net.dtype)
@@ -195,11 +197,14 @@ class Trainer:
         self._seed = int.from_bytes(os.urandom(8)) if seed is None else boundary.integer("seed", seed, 0, 2**64 - 1)
         self._n_threads = None if n_threads is None else boundary.integer("n_threads", n_threads, 1)
         self._history = History()
-        self._velocity = None if optimizer.rule == "sgd" else np.zeros_like(net.flat)
+        # what the rule keeps, one flat array after another
+        n_moments = len(optimizer.moment_names)
+        self._moments = np.full(n_moments * net.n_parameters, optimizer.first_moment, net.dtype) if n_moments else None
         # What changes while training does, and only through core's `store` and `commit`, so that an interrupt finds
         # it whole. partial, of an epoch under way: the next batch, the sums of losses and of weights so far, the
         # number of samples. continuation, where the network shows something else than training goes on from: both.
-        self._state = {"epoch": 0, "updates": 0, "partial": None, "continuation": None, "watch": None}
+        self._state = {"epoch": 0, "updates": 0, "partial": None, "continuation": None, "watch": None,
+                       "l1_total": 0.0}
         self._turn = core(net.dtype).Turn()
         self._engine = None
         self._stopping = False
@@ -332,11 +337,10 @@ class Trainer:
         n = data.features.n
         engine = kernels.Engine(
             net.sizes, net.activation_codes(), min(self._batch_size, n),
-            -1 if callable(self._loss) else kernels.LOSSES[self._loss], kernels.RULES[optimizer.rule],
-            optimizer.momentum, optimizer.weight_decay + 2 * optimizer.l2, optimizer.l1, bool(optimizer.decay_bias),
-            net.dropout, self._seed,
+            -1 if callable(self._loss) else kernels.LOSSES[self._loss], kernel_settings(optimizer),
+            len(optimizer.moment_names), net.dropout, self._seed,
         )
-        engine.load(self._parameters(), self._velocity)
+        engine.load(self._parameters(), self._moments)
         engine.bind(data.features, data.labels, data.targets, data.weight)
         order = np.arange(n)
         workers = boundary.threads(self._n_threads, 3 * min(self._batch_size, n) * net.n_parameters)
@@ -374,7 +378,7 @@ class Trainer:
 
     def _snapshot(self):
         """What `commit` takes to go back to now."""
-        arrays = [self._net.flat] if self._velocity is None else [self._net.flat, self._velocity]
+        arrays = [self._net.flat] if self._moments is None else [self._net.flat, self._moments]
         return [(array, array.copy()) for array in arrays], self._state, dict(self._state), []
 
     def _parameters(self):
@@ -393,12 +397,9 @@ class Trainer:
         first, loss_sum, weight_sum, _ = self._state["partial"] or (0, 0.0, 0.0, n)
         if self._shuffle:
             engine.set_order(order, self._state["epoch"])
-        if callable(self._optimizer.lr):
-            rates = np.array([boundary.fits(f"lr({step})", self._optimizer.lr_at(step), self._net.dtype)
-                              for step in range(updates, updates + n_batches - first)])
-        else:
-            rates = np.full(n_batches - first, self._optimizer.lr)
-        engine.begin_epoch(order, rates, first, updates, loss_sum, weight_sum, check_finite)
+        rates, momenta = self._rates_and_momenta(updates, n_batches - first)
+        engine.begin_epoch(order, rates, momenta, first, updates, loss_sum, weight_sum, self._state["l1_total"],
+                           check_finite)
         if self._stopping:
             engine.request_stop()
         try:
@@ -408,7 +409,7 @@ class Trainer:
                 outcome = engine.run(workers)
         except KeyboardInterrupt:
             if engine.update_count > updates:
-                self._take_over(engine, n, watch)
+                self._take_over(engine, n, watch, momenta[engine.next_batch - first])
             raise
         if outcome == "abandoned":
             raise RuntimeError("a signal handler forked this process in the middle of a batch on several threads; the "
@@ -424,14 +425,28 @@ class Trainer:
             raise DivergenceError(f"epoch {self.epoch}, batch {batch}: {what} not finite; the network is as after the "
                                   f"last epoch that was finite")
         if outcome == "completed" or engine.update_count > updates:
-            self._take_over(engine, n, watch)
+            self._take_over(engine, n, watch, momenta[engine.next_batch - first])
         if engine.error is not None:
             raise engine.error
         if outcome == "stopped":
             return None
         # an epoch that was interrupted after its last batch has no rates left
-        lr = float(rates[-1]) if len(rates) else self._optimizer.lr_at(updates - 1)
+        lr = float(rates[-1]) if len(rates) else self._optimizer.lr_at(updates - 1, self.epoch, self._history)
         return {"lr": lr, "seconds": time.perf_counter() - started}
+
+    def _rates_and_momenta(self, updates, n):
+        """Of the epoch's remaining n steps, and the momentum of the next epoch's first."""
+        optimizer, epoch, history = self._optimizer, self.epoch, self._history
+        rates, momenta = np.empty(n), np.empty(n + 1)
+        for i in range(n):
+            rates[i] = optimizer.lr_at(updates + i, epoch, history)
+            momenta[i] = optimizer.momentum_at(updates + i, epoch)
+            if not callable(optimizer.lr) and not callable(optimizer.momentum):
+                rates[:], momenta[:] = rates[i], momenta[i]
+                break
+            boundary.fits(f"lr({updates + i})", rates[i], self._net.dtype)
+        momenta[n] = optimizer.momentum_at(updates + n, epoch + 1)
+        return rates, momenta
 
     def _run_with_python_loss(self, engine, data, order, workers):
         net = self._net
@@ -449,22 +464,22 @@ class Trainer:
             if outcome == "abandoned":
                 return outcome
 
-    def _take_over(self, engine, n, watch):
-        """The engine's parameters, velocity and position in the epoch become the trainer's."""
+    def _take_over(self, engine, n, watch, momentum):
+        """The engine's parameters, moments and position in the epoch become the trainer's."""
         net, optimizer = self._net, self._optimizer
         changes = {
-            "updates": engine.update_count, "continuation": None, "watch": watch,
+            "updates": engine.update_count, "l1_total": engine.l1_total, "continuation": None, "watch": watch,
             "partial": (engine.next_batch, engine.loss_sum, engine.weight_sum, n),
         }
-        if optimizer.rule != "nesterov" or optimizer.l1 == 0:
-            engine.store(net.flat, self._velocity, self._state, changes)
+        if not optimizer.shows_theta:
+            engine.store(net.flat, self._moments, self._state, changes)
             return
         # shown is theta = W + mV, whose zeros are exact: the product is rounded by itself, as in the step
         parameters, velocity = np.empty_like(net.flat), np.empty_like(net.flat)
         engine.store(parameters, velocity, {}, {})
-        shown = parameters + net.dtype.type(optimizer.momentum) * velocity
+        shown = parameters + net.dtype.type(momentum) * velocity
         changes["continuation"] = (shown, parameters)
-        core(net.dtype).commit([(net.flat, shown), (self._velocity, velocity)], self._state, changes, [])
+        core(net.dtype).commit([(net.flat, shown), (self._moments, velocity)], self._state, changes, [])
 
     def _end_epoch(self, engine, validation, watch, entries):
         """What follows an epoch's last batch: its entries in the history, and the watch after them, returned."""
@@ -492,10 +507,12 @@ class Trainer:
         return stop
 
     def _penalty(self):
-        l1, l2 = self._optimizer.l1, self._optimizer.l2
+        optimizer = self._optimizer
+        share = 1 / self._batch_size if optimizer.settings["penalty_scale"] == "batch" else 1
+        l1, l2 = optimizer.l1 * share, optimizer.l2 * share
         if l1 == 0 and l2 == 0:
             return 0.0
-        arrays = [*self._net.weights, *(self._net.biases if self._optimizer.decay_bias else ())]
+        arrays = [*self._net.weights, *(self._net.biases if optimizer.decays_bias else ())]
         sums = [core(self._net.dtype).call_penalty(array.reshape(-1)) for array in arrays]
         return l1 * math.fsum(s[0] for s in sums) + l2 * math.fsum(s[1] for s in sums)
 
@@ -556,7 +573,7 @@ class Trainer:
         optimizer, history = self._optimizer, self._history
         watch, continuation = self._state["watch"], self._state["continuation"]
         tensors = {name: np.array(getattr(history, name), np.float64) for name in HISTORY}
-        tensors |= {"flat": self._net.flat, "velocity": self._velocity}
+        tensors |= {"flat": self._net.flat, "velocity": self._moments}
         if continuation is not None:
             tensors["shown"], tensors["parameters"] = continuation
         if watch is not None:
@@ -565,23 +582,26 @@ class Trainer:
             "kind": "checkpoint",
             "network": files.network_description(self._net),
             "loss": None if callable(self._loss) else self._loss,
-            "optimizer": dataclasses.asdict(optimizer) | ({"lr": None} if callable(optimizer.lr) else {}),
+            "optimizer": {"name": type(optimizer).__name__} | {
+                field.name: _stored(getattr(optimizer, field.name)) for field in dataclasses.fields(optimizer)},
             "batch_size": self._batch_size, "shuffle": self._shuffle, "seed": self._seed, "n_threads": self._n_threads,
             "epoch": self._state["epoch"], "updates": self._state["updates"], "partial": self._state["partial"],
+            "l1_total": self._state["l1_total"],
             "watch": None if watch is None else dataclasses.asdict(watch.rule) | {
                 "best": watch.best, "waited": watch.waited},
         }
         files.write(path, {name: tensor for name, tensor in tensors.items() if tensor is not None}, description)
 
     @classmethod
-    def load(cls, path, loss=None, lr=None):
+    def load(cls, path, loss=None, lr=None, momentum=None):
         """The trainer that `save` wrote; its `fit` goes on with the same bits.
 
         Parameters
         ----------
         path : path
-        loss, lr : callable, optional
-            To be passed again if they were callables; a passed one replaces a stored one.
+        loss, lr, momentum : callable or schedule, optional
+            To be passed again if they were callables; schedules of this package are stored. A passed one replaces a
+            stored one.
 
         Raises
         ------
@@ -592,14 +612,19 @@ class Trainer:
         """
         tensors, description = files.read(path, "checkpoint")
         with files.refusing(path):
-            options = dict(description["optimizer"])
-            stored = {"loss": description["loss"], "lr": options["lr"]}
-        given = {"loss": loss, "lr": lr}
-        for name in given:
+            options = {name: _restored(value) for name, value in description["optimizer"].items()}
+            fields = [name for name in ("lr", "momentum") if name in options]
+            stored = {"loss": description["loss"]} | {name: options[name] for name in fields}
+        given = {"loss": loss, "lr": lr, "momentum": momentum}
+        if momentum is not None and "momentum" not in stored:
+            raise ValueError(f"momentum is not an argument of {options.get('name', 'SGD')}")
+        for name in stored:
             if given[name] is None and stored[name] is None:
                 raise ValueError(f"{name} was a Python callable, which is not stored: pass it again as {name}=")
         with files.refusing(path):
-            optimizer = SGD(**options | {"lr": 1.0 if options["lr"] is None else options["lr"]})
+            # files of the first builds name none
+            rule = OPTIMIZERS[options.pop("name", "SGD")]
+            optimizer = rule(**options | {name: given[name] for name in fields if options[name] is None})
             trainer = cls(
                 files.network_from(MLP, description["network"], tensors["flat"]),
                 loss=stored["loss"] or given["loss"], optimizer=optimizer, batch_size=description["batch_size"],
@@ -608,9 +633,13 @@ class Trainer:
             trainer._restore(tensors, description)
         if given["loss"] is not None:
             trainer._loss = cls(trainer.net, loss=loss, optimizer=optimizer).loss
-        if given["lr"] is not None:
-            trainer._optimizer = dataclasses.replace(optimizer, lr=lr)
+        replaced = {name: given[name] for name in fields if given[name] is not None}
+        if replaced:
+            trainer._optimizer = dataclasses.replace(optimizer, **replaced)
             trainer._optimizer.check_fits(trainer.net.dtype)
+            if trainer._optimizer.moment_names != optimizer.moment_names:
+                raise ValueError("momentum: the stored training has none" if not optimizer.moment_names
+                                 else "momentum: the stored training has some")
         return trainer
 
     def _restore(self, tensors, description):
@@ -621,9 +650,9 @@ class Trainer:
         if any(tensors[name].shape != (epoch,) for name in HISTORY):
             raise ValueError(f"the history has not {epoch} entries a column")
         flats = {name: boundary.data(name, tensors[name], self._net.flat.shape, self._net.dtype)
-                 for name in ("velocity", "shown", "parameters", "best") if name in tensors}
-        if self._velocity is not None:
-            self._velocity[...] = flats["velocity"]
+                 for name in ("shown", "parameters", "best") if name in tensors}
+        if self._moments is not None:
+            self._moments[...] = boundary.data("velocity", tensors["velocity"], self._moments.shape, self._net.dtype)
         partial, watch = description["partial"], description["watch"]
         if partial is not None:
             batch, loss_sum, weight_sum, n = partial
@@ -636,8 +665,24 @@ class Trainer:
             watch = _Watch(EarlyStopping(**rule), best, boundary.integer("waited", waited, 0), flats.get("best"))
         self._state.update(
             epoch=epoch, updates=boundary.integer("updates", description["updates"], 0, 2**62), partial=partial,
+            # files of the first builds have none
+            l1_total=boundary.number("l1_total", description.get("l1_total", 0.0), least=0.0),
             continuation=(flats["shown"], flats["parameters"]) if "shown" in flats else None, watch=watch,
         )
+
+
+def _stored(value):
+    """A hyper-parameter as a file holds it; None for a callable."""
+    if isinstance(value, schedules.Schedule):
+        return {"schedule": type(value).__name__} | dataclasses.asdict(value)
+    return None if callable(value) else value
+
+
+def _restored(value):
+    if not isinstance(value, dict):
+        return value
+    options = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items() if name != "schedule"}
+    return schedules.SCHEDULES[value["schedule"]](**options)
 
 
 def _callables(name, values):

@@ -7,6 +7,7 @@ from cpython.buffer cimport Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Rel
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.math cimport INFINITY, sqrt
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
@@ -46,6 +47,7 @@ cdef extern from "simd.h" nogil:
     vec vload_part(const real* p, Py_ssize_t n, real pad)
     void vstore_part(real* p, vec a, Py_ssize_t n)
     vec vfma(vec a, vec b, vec c)
+    vec vsqrt(vec a)
     vec vselect_less(vec a, vec b, vec x, vec y)
     vec vset_lane(vec a, Py_ssize_t lane, real value)
     real vlane(vec a, Py_ssize_t lane)

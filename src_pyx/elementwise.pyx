@@ -301,3 +301,8 @@ def call_all_finite(const real[::1] values):
 def call_activation_backward(int activation, const real[::1] output, const real[::1] doutput, real[::1] dscores):
     with nogil:
         activation_backward(activation, &output[0], &doutput[0], &dscores[0], dscores.shape[0])
+
+
+def call_power(double base, double exponent):
+    """base**exponent for base > 0, with the same bits on every path; in the dtype's precision"""
+    return <double> vlane(vexp(vset(<real> exponent) * vlog(vset(<real> base))), 0)

@@ -15,6 +15,7 @@ cdef enum Phase:
     FORWARD
     BACKWARD
     WEIGHTS
+    UPDATE      # where the gradient's norm must be known before
 
 cdef enum Outcome:
     RUNNING
@@ -30,8 +31,11 @@ cdef struct Layer:
     int activation
     real* weight                # [in / LANES][out][LANES]
     real* bias
-    real* weight_velocity
-    real* bias_velocity
+    real* weight_moments[2]     # what the update rule keeps, in the same layout
+    real* bias_moments[2]
+    real* gradient              # in the same layout, where its norm must be known before the update, and then
+    real* bias_gradient
+    real* squares               # (in,), of an input's gradients
     real* active                # [rows / LANES][out][LANES], before dropout; the output itself without
     real* factors               # [rows / LANES][out][LANES], dropout's; NULL without
     real* output                # [rows / LANES][out][LANES], after activation and dropout
@@ -61,9 +65,9 @@ cdef class Engine:
     cdef list memory
     cdef Py_ssize_t batch, row_block
     cdef bint streamed
-    cdef int rule, loss
-    cdef double momentum, weight_decay, l1, dropout
-    cdef bint decay_bias
+    cdef int loss, n_moments
+    cdef Settings settings
+    cdef double dropout
     cdef uint64_t seed
     # the data set
     cdef Features features
@@ -72,6 +76,7 @@ cdef class Engine:
     cdef const real[::1] sample_weight
     cdef const int64_t[::1] order
     cdef const double[::1] rates
+    cdef const double[::1] momenta
     # the batch
     cdef real* gathered           # the batch's rows where they can't be read in place
     cdef Py_ssize_t gathered_row  # from one of them to the next
@@ -88,13 +93,15 @@ cdef class Engine:
     cdef int64_t* batch_labels
     cdef real* batch_targets
     cdef Py_ssize_t n, start
-    cdef double rate
+    cdef Update weight_update, bias_update
+    cdef double next_l1_total
     # progress
     cdef bint check_finite, stepwise, together
     cdef readonly Py_ssize_t next_batch
     cdef Py_ssize_t last_batch, first_batch
     cdef readonly uint64_t update_count
     cdef readonly double loss_sum, weight_sum
+    cdef readonly double l1_total   # of the cumulative penalty
     cdef int outcome
     cdef readonly object error
     cdef double next_check
@@ -105,15 +112,14 @@ cdef class Engine:
     cdef int64_t stop_requested
     cdef int64_t bad_input
 
-    def __cinit__(self, sizes, activations, Py_ssize_t batch, int loss, int rule, double momentum,
-                  double weight_decay, double l1, bint decay_bias, double dropout, uint64_t seed):
+    def __cinit__(self, sizes, activations, Py_ssize_t batch, int loss, dict settings, int n_moments, double dropout,
+                  uint64_t seed):
         cdef Layer* layer
-        cdef Py_ssize_t i, r, weights = 0, size, rows = whole(batch, LANES)
+        cdef Py_ssize_t i, r, j, weights = 0, size, rows = whole(batch, LANES)
         self.memory = []
         self.n_layers = len(sizes) - 1
         self.batch = batch
-        self.loss, self.rule, self.momentum = loss, rule, momentum
-        self.weight_decay, self.l1, self.decay_bias = weight_decay, l1, decay_bias
+        self.loss, self.settings, self.n_moments = loss, settings_from(settings), n_moments
         self.dropout, self.seed = dropout, seed
         self.layers = <Layer*> self.allocate(self.n_layers * sizeof(Layer))
         for i in range(self.n_layers):
@@ -123,9 +129,14 @@ cdef class Engine:
             weights += size
             layer.weight = self.allocate_reals(size)
             layer.bias = self.allocate_reals(layer.n_out)
-            if rule != SGD:
-                layer.weight_velocity = self.allocate_reals(size)
-                layer.bias_velocity = self.allocate_reals(layer.n_out)
+            for j in range(2):
+                # without, any address will do
+                layer.weight_moments[j] = self.allocate_reals(size) if j < n_moments else layer.weight
+                layer.bias_moments[j] = self.allocate_reals(layer.n_out) if j < n_moments else layer.bias
+            if self.settings.clip_norm < INFINITY:
+                layer.gradient = self.allocate_reals(size)
+                layer.bias_gradient = self.allocate_reals(layer.n_out)
+                layer.squares = self.allocate_reals(whole(layer.n_in, LANES))
             layer.output = self.allocate_reals(rows * layer.n_out)
             layer.active = layer.output
             if dropout > 0 and i + 1 < self.n_layers:
@@ -172,20 +183,22 @@ cdef class Engine:
 
     # -- parameters ---------------------------------------------------------------------------------------------
 
-    def load(self, const real[::1] flat, const real[::1] velocity):
-        """Parameters (and velocity, unless the rule has none) from flat arrays: weights[0], biases[0], ..."""
-        self.move(<real*> &flat[0], True, False)
-        if velocity is not None:
-            self.move(<real*> &velocity[0], True, True)
+    def load(self, const real[::1] flat, const real[::1] moments):
+        """Parameters from a flat array, weights[0], biases[0], ...; moments, None without, from one after another"""
+        cdef int which
+        self.move(<real*> &flat[0], True, -1)
+        for which in range(self.n_moments):
+            self.move(<real*> &moments[which * flat.shape[0]], True, which)
 
-    def store(self, real[::1] flat, real[::1] velocity, dict state, dict changes):
+    def store(self, real[::1] flat, real[::1] moments, dict state, dict changes):
         """The reverse of load, and the changes of the state that goes with it: as `commit`, all or none."""
-        self.move(&flat[0], False, False)
-        if velocity is not None:
-            self.move(&velocity[0], False, True)
+        cdef int which
+        self.move(&flat[0], False, -1)
+        for which in range(self.n_moments):
+            self.move(&moments[which * flat.shape[0]], False, which)
         state.update(changes)
 
-    cdef void move(self, real* flat, bint inward, bint velocity) noexcept:
+    cdef void move(self, real* flat, bint inward, int moment) noexcept:
         cdef Layer* layer
         cdef Py_ssize_t o, k, width
         cdef real* panel
@@ -193,8 +206,8 @@ cdef class Engine:
         cdef int i
         for i in range(self.n_layers):
             layer = &self.layers[i]
-            bias = layer.bias_velocity if velocity else layer.bias
-            panel = layer.weight_velocity if velocity else layer.weight
+            bias = layer.bias if moment < 0 else layer.bias_moments[moment]
+            panel = layer.weight if moment < 0 else layer.weight_moments[moment]
             if inward:
                 memset(panel, 0, whole(layer.n_in, LANES) * layer.n_out * sizeof(real))
             for k from 0 <= k < layer.n_in by LANES:
@@ -236,10 +249,13 @@ cdef class Engine:
             self.gathered_row = whole(features.width, LANES) + VL
             self.gathered = self.allocate_reals(self.batch * self.gathered_row)
 
-    def begin_epoch(self, const int64_t[::1] order, const double[::1] rates, Py_ssize_t first_batch,
-                    uint64_t update_count, double loss_sum, double weight_sum, bint check_finite):
-        """An epoch over `order` from first_batch on; rates are those of its remaining batches."""
-        self.order, self.rates = order, rates
+    def begin_epoch(self, const int64_t[::1] order, const double[::1] rates, const double[::1] momenta,
+                    Py_ssize_t first_batch, uint64_t update_count, double loss_sum, double weight_sum,
+                    double l1_total, bint check_finite):
+        """An epoch over `order` from first_batch on; rates and momenta are those of its remaining batches, and of the
+        next epoch's first."""
+        self.order, self.rates, self.momenta = order, rates, momenta
+        self.l1_total = l1_total
         self.first_batch = self.next_batch = first_batch
         self.last_batch = (self.features.n + self.batch - 1) // self.batch
         self.update_count = update_count
@@ -261,7 +277,7 @@ cdef class Engine:
     # -- one step -----------------------------------------------------------------------------------------------
 
     cdef void open_batch(self) noexcept nogil:
-        cdef Py_ssize_t r
+        cdef Py_ssize_t r, i = self.next_batch - self.first_batch
         cdef double total
         if atomic_read(&self.stop_requested):
             self.outcome = STOPPED
@@ -271,7 +287,12 @@ cdef class Engine:
             return
         self.start = self.next_batch * self.batch
         self.n = min(self.batch, self.features.n - self.start)
-        self.rate = self.rates[self.next_batch - self.first_batch]
+        total = self.rates[i] * self.settings.l1
+        self.next_l1_total = self.l1_total + (total / self.n if self.settings.per_batch else total)
+        self.weight_update = update_at(&self.settings, self.update_count, self.rates[i], self.momenta[i],
+                                       self.momenta[i + 1], self.n, self.next_l1_total, True)
+        self.bias_update = update_at(&self.settings, self.update_count, self.rates[i], self.momenta[i],
+                                     self.momenta[i + 1], self.n, self.next_l1_total, self.settings.decay_bias)
         if self.next_batch == self.first_batch:
             self.place_rows(self.next_batch % 2, self.start)
         self.n_next = self.place_rows((self.next_batch + 1) % 2, self.start + self.n)
@@ -560,16 +581,21 @@ cdef class Engine:
             if self.streamed:
                 at = k * layer.n_out + next_o * LANES
                 add_addresses(fetch, 0, layer.weight + at, (next_o - o) * LANES)
-                if self.rule != SGD:
-                    add_addresses(fetch, 1, layer.weight_velocity + at, (next_o - o) * LANES)
+                if self.n_moments > 0:
+                    add_addresses(fetch, 1, layer.weight_moments[0] + at, (next_o - o) * LANES)
             for r from 0 <= r < self.n by BLOCK:
                 n = min(self.n - r, <Py_ssize_t> BLOCK)
                 product(SCATTERED, nv, next_o - o, layer.doutput_rows + o * rows + r * (next_o - o), next_o - o, n,
                         NULL, offset, inputs + r, r > 0, dweight, LANES, addresses_of(fetch, n))
             at = k * layer.n_out + o * LANES
-            step(self.rule, layer.weight + at, dweight, layer.weight_velocity + at if self.rule != SGD else NULL,
-                 (next_o - o) * LANES, self.rate, self.momentum, self.weight_decay, self.l1)
+            if layer.gradient == NULL:
+                update(&self.weight_update, layer.weight + at, dweight, layer.weight_moments[0] + at,
+                       layer.weight_moments[1] + at, (next_o - o) * LANES)
+            else:
+                memcpy(layer.gradient + at, dweight, (next_o - o) * LANES * sizeof(real))
             o = next_o
+        if layer.gradient != NULL:
+            add_squares(layer.gradient + k * layer.n_out, layer.n_out, layer.squares + k)
 
     cdef void update_bias(self, Layer* layer) noexcept nogil:
         cdef real dbias[2 * MAX_VL]
@@ -578,10 +604,37 @@ cdef class Engine:
             height = layer.n_out * (t + 1) // tiles_of(layer.n_out) - o
             memset(dbias, 0, sizeof(dbias))
             add_rows(layer.doutput_rows + o * rows, height, self.n, height, dbias)
-            step(self.rule, layer.bias + o, dbias, layer.bias_velocity + o if self.rule != SGD else NULL,
-                 height, self.rate, self.momentum,
-                 self.weight_decay if self.decay_bias else 0, self.l1 if self.decay_bias else 0)
+            if layer.gradient == NULL:
+                update(&self.bias_update, layer.bias + o, dbias, layer.bias_moments[0] + o, layer.bias_moments[1] + o,
+                       height)
+            else:
+                memcpy(layer.bias_gradient + o, dbias, height * sizeof(real))
             o += height
+
+    cdef void scale_gradient(self) noexcept nogil:
+        """The scale of the update, from the norm of the whole gradient: each input's squares, one after another"""
+        cdef Layer* layer
+        cdef double squares = 0
+        cdef Py_ssize_t j
+        cdef int i
+        for i in range(self.n_layers):
+            layer = &self.layers[i]
+            for j in range(layer.n_in):
+                squares += <double> layer.squares[j]
+            for j in range(layer.n_out):
+                squares += <double> layer.bias_gradient[j] * <double> layer.bias_gradient[j]
+        scale_for_norm(&self.weight_update, self.settings.clip_norm, squares)
+        scale_for_norm(&self.bias_update, self.settings.clip_norm, squares)
+
+    cdef void apply_gradient(self, Layer* layer, Py_ssize_t unit) noexcept nogil:
+        """The update of a unit's panels of weights by the gradient kept"""
+        cdef Py_ssize_t start = unit * layer.unit, at = start * layer.n_out
+        cdef Py_ssize_t stop = min(start + layer.unit, whole(layer.n_in, LANES))
+        update(&self.weight_update, layer.weight + at, layer.gradient + at, layer.weight_moments[0] + at,
+               layer.weight_moments[1] + at, (stop - start) * layer.n_out)
+        if unit == 0:
+            update(&self.bias_update, layer.bias, layer.bias_gradient, layer.bias_moments[0], layer.bias_moments[1],
+                   layer.n_out)
 
     # -- phases -------------------------------------------------------------------------------------------------
 
@@ -589,7 +642,7 @@ cdef class Engine:
         """How many units the phase has."""
         cdef Py_ssize_t total = 0
         cdef int i
-        if self.phase != WEIGHTS:
+        if self.phase < WEIGHTS:
             return (self.n + self.row_block - 1) // self.row_block
         for i in range(self.n_layers):
             total += (self.layers[i].n_in + self.layers[i].unit - 1) // self.layers[i].unit
@@ -599,7 +652,7 @@ cdef class Engine:
         cdef Py_ssize_t r0, r1, units
         cdef Layer* layer
         cdef int i
-        if self.phase != WEIGHTS:
+        if self.phase < WEIGHTS:
             r0 = unit * self.row_block
             r1 = min(self.n, r0 + self.row_block)
             if self.phase != BACKWARD:
@@ -614,7 +667,10 @@ cdef class Engine:
             layer = &self.layers[i]
             units = (layer.n_in + layer.unit - 1) // layer.unit
             if unit < units:
-                self.update_panels(layer, unit, units)
+                if self.phase == WEIGHTS:
+                    self.update_panels(layer, unit, units)
+                else:
+                    self.apply_gradient(layer, unit)
                 return
             unit -= units
 
@@ -627,9 +683,13 @@ cdef class Engine:
             self.phase = WEIGHTS
         elif self.phase == FORWARD:
             self.outcome = PAUSED
+        elif self.phase == WEIGHTS and self.settings.clip_norm < INFINITY:
+            self.scale_gradient()
+            self.phase = UPDATE
         else:
             self.next_batch += 1
             self.update_count += 1
+            self.l1_total = self.next_l1_total
             self.phase = ROWS
             if self.stepwise:
                 self.outcome = PAUSED

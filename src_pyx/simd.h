@@ -94,6 +94,15 @@ static inline vec vfma(vec a, vec b, vec c) { for (int i = 0; i < VL; i++) c[i] 
 static inline vec vfma(vec a, vec b, vec c) { return a * b + c; }
 #endif
 
+static inline vec vsqrt(vec a) {
+#if defined(FASTOPT_OP)
+    return FASTOPT_OP(sqrt)(a);
+#else
+    for (int i = 0; i < VL; i++) a[i] = sizeof(real) == 8 ? __builtin_sqrt(a[i]) : __builtin_sqrtf(a[i]);
+    return a;
+#endif
+}
+
 /* a < b ? x : y in each lane; false where a or b is NaN. */
 static inline vec vselect_less(vec a, vec b, vec x, vec y) {
 #if FASTOPT_BYTES == 64 && defined(FASTOPT_DOUBLE)

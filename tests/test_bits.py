@@ -61,7 +61,7 @@ def train(dtype, loss, sizes, activation, rule, n, batch_size, dropout, weighted
         net.biases[-1][...] = 8.0
     X, y = numbers((n, sizes[0]), 0, dtype, 2.0), targets(loss, n, sizes[-1])
     w = whole(n, 99) % 4 / 4 if weighted else None
-    optimizer = fo.SGD(**rule)
+    optimizer = getattr(fo, rule.get("name", "SGD"))(**{k: v for k, v in rule.items() if k != "name"})
     trainer = fo.Trainer(
         net, loss=loss, optimizer=optimizer, batch_size=batch_size, seed=11, n_threads=n_threads
     )
@@ -87,6 +87,19 @@ for i, loss in enumerate(LOSSES):
         }
 TRAININGS["linear"] = TRAININGS["hinge, relu"] | {"sizes": [131, 1], "batch_size": 1}
 TRAININGS["large"] = TRAININGS["mse, tanh"] | {"sizes": [613, 509, 5], "n": 190, "batch_size": 149}
+for name, rule in {
+    "torch": {"convention": "torch", "momentum": 0.875, "dampening": 0.25, "weight_decay": 0.125},
+    "keras": {"convention": "keras", "momentum": 0.875, "nesterov": True, "weight_decay": 0.125},
+    "sklearn_sgd": {"convention": "sklearn_sgd", "l1": 0.015625, "weight_decay": 0.125},
+    "adagrad": {"name": "AdaGrad", "l1": 0.015625, "initial": 0.125},
+    "rmsprop": {"name": "RMSProp", "momentum": 0.5, "eps": 0.0078125},
+    "adadelta": {"name": "AdaDelta", "eps": 0.0078125, "l2": 0.03125},
+    "adam": {"name": "Adam", "l1": 0.015625, "eps_inside": True},
+    "clip_norm": {"momentum": 0.875, "clip_norm": 0.0625, "decay_bias": True, "l2": 0.03125},
+    "clip_value": {"clip_value": 0.0009765625},
+    "adamw": {"name": "AdamW", "weight_decay": 0.125, "decay_bias": True},
+}.items():
+    TRAININGS[name] = TRAININGS["mse, tanh"] | {"rule": {"lr": 0.015625} | rule}
 
 SHAPES = [(1, 1, 1), (1, 37, 5), (7, 3, 33), (67, 259, 3), (97, 131, 67)]  # n, in, out
 
@@ -292,6 +305,26 @@ GOLDEN = {
     "linear, float64": "862098c06db8ac37",
     "large, float32": "411fb46e67db2a46",
     "large, float64": "60f9367709639081",
+    "torch, float32": "1f5c50ac6cf87b20",
+    "torch, float64": "444aa4315c9f9ce9",
+    "keras, float32": "ea1da8b74c0e008f",
+    "keras, float64": "9aec49921c916064",
+    "sklearn_sgd, float32": "270b61ced1361054",
+    "sklearn_sgd, float64": "5fea8dd9a3de1e3e",
+    "adagrad, float32": "11b238034885a75c",
+    "adagrad, float64": "580e2790fd7bd490",
+    "rmsprop, float32": "e5798466f9f2b64d",
+    "rmsprop, float64": "74db1647662265d5",
+    "adadelta, float32": "18c98c35f226f590",
+    "adadelta, float64": "cff01ca6648a1d8a",
+    "adam, float32": "412a17edb78e793d",
+    "adam, float64": "642f0c803dac9cd1",
+    "clip_norm, float32": "e73148b1486a270a",
+    "clip_norm, float64": "e844bbe162cd666b",
+    "clip_value, float32": "d41e8911ad37312e",
+    "clip_value, float64": "cc7cc30c2b52d71d",
+    "adamw, float32": "5a8de6cb501e0c51",
+    "adamw, float64": "7983a49830f98cb0",
     "kernels, float32": "2f0f547ff53993ec",
     "kernels, float64": "6ad2fa1495af7b43",
 }

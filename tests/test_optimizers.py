@@ -1,0 +1,334 @@
+"""Flags, penalties and schedules of the optimizers: what is refused, what is reached, what a resumed run repeats."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+import fastopt as fo
+from fastopt import penalties, reference, schedules
+
+RULES = {
+    "sgd": {},
+    "momentum": {"momentum": 0.9},
+    "nesterov": {"momentum": 0.9, "nesterov": True},
+}
+
+# -- what is refused --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (fo.SGD, {"nesterov": True}, "nesterov=True needs momentum > 0"),
+        (fo.SGD, {"convention": "pytorch"}, "convention must be one of"),
+        (fo.SGD, {"convention": "torch", "lr_in_velocity": True}, "'torch' means lr_in_velocity=False, got True"),
+        (fo.SGD, {"convention": "keras", "decay": "coupled"}, "'keras' means decay='decoupled', got 'coupled'"),
+        (fo.SGD, {"convention": "optax", "decay_bias": False}, "convention='optax' means decay_bias=True, got False"),
+        (fo.SGD, {"convention": "sklearn_mlp", "penalty_scale": "loss"}, "means penalty_scale='batch'"),
+        (fo.SGD, {"convention": "sklearn_sgd", "momentum": 0.9}, "means momentum=0.0, got 0.9"),
+        (fo.SGD, {"convention": "sklearn_sgd", "l1_mode": "prox"}, "means l1_mode='cumulative'"),
+        (fo.SGD, {"dampening": 0.5}, "dampening needs momentum > 0"),
+        (fo.SGD, {"dampening": 0.5, "momentum": 0.9}, "dampening needs momentum > 0, lr_in_velocity=False"),
+        (fo.SGD, {"dampening": 0.5, "momentum": 0.9, "nesterov": True, "convention": "torch"}, "nesterov=False"),
+        (fo.SGD, {"dampening": -0.5, "convention": "torch"}, "dampening must be"),
+        (fo.SGD, {"dampen_first": False}, "dampen_first=False needs momentum > 0"),
+        (fo.SGD, {"decay": "l2"}, "decay must be one of"),
+        (fo.SGD, {"decay_order": "after"}, "decay_order needs decay="),
+        (fo.SGD, {"l1": 0.1, "l1_mode": "cumulative", "momentum": 0.9}, "it needs momentum=0"),
+        (fo.SGD, {"l1": 0.1, "momentum": 0.9, "convention": "torch"}, "needs lr_in_velocity=True"),
+        (fo.SGD, {"l1": 0.1, "weight_decay": 0.1, "decay": "decoupled"}, "needs decay="),
+        (fo.SGD, {"momentum": schedules.ReduceOnPlateau(0.9)}, "ReduceOnPlateau is for lr"),
+        *[(fo.SGD, {name: -0.1}, f"{name} must be") for name in ("l1", "l2", "weight_decay", "momentum")],
+        *[(fo.SGD, {name: math.nan}, f"{name} must be") for name in ("lr", "l1", "l2", "weight_decay", "momentum")],
+        *[(make, {"eps": 0.0}, "eps must be") for make in (fo.AdaGrad, fo.RMSProp, fo.AdaDelta, fo.Adam, fo.AdamW)],
+        *[(make, {"lr": 0.0}, "lr must be") for make in (fo.AdaGrad, fo.RMSProp, fo.AdaDelta, fo.Adam, fo.AdamW)],
+        (fo.SGD, {"clip_value": 0.0}, "clip_value must be"),
+        (fo.Adam, {"clip_norm": -1.0}, "clip_norm must be"),
+        (fo.Adam, {"clip_norm": 1.0, "clip_value": 1.0}, "exclude each other"),
+        (fo.AdaGrad, {"initial": -1.0}, "initial must be"),
+        (fo.RMSProp, {"rho": 1.0}, "rho must be"),
+        (fo.RMSProp, {"momentum": 0.9, "l1": 0.1}, "needs l1_mode="),
+        (fo.AdaDelta, {"eps_inside": False}, "eps_inside must be True"),
+        (fo.Adam, {"beta1": -0.1}, "beta1 must be"),
+        (fo.Adam, {"beta2": 1.0}, "beta2 must be"),
+        (fo.Adam, {"decay": "both"}, "decay must be one of"),
+        (fo.Adam, {"l1_mode": "cumulative"}, "l1_mode must be one of"),
+        (schedules.Constant, {"value": math.nan}, "value must be"),
+        (schedules.Constant, {"value": -1.0}, "value must be"),
+        (schedules.Constant, {"value": 1.0, "per": "batch"}, "per must be one of"),
+        (schedules.StepDecay, {"value": 1.0, "every": 0}, "every must be"),
+        (schedules.Exponential, {"value": 1.0, "factor": 1.5}, "factor must be at most 1.0, got 1.5"),
+        (schedules.Cosine, {"value": 1.0, "length": 5, "warmup": 5}, "warmup must be below length=5, got 5"),
+        (schedules.Piecewise, {"value": 1.0, "starts": (3, 2), "values": (1, 1)}, "starts must rise"),
+        (schedules.Piecewise, {"value": 1.0, "starts": (3,), "values": ()}, "of one length"),
+        (schedules.Piecewise, {"value": 1.0, "starts": (3,), "values": (math.nan,)}, "values.0. must be"),
+        (schedules.ReduceOnPlateau, {"value": 1.0, "monitor": "accuracy"}, "monitor must be one of"),
+        (penalties.from_sklearn, {"alpha": 1.0, "l1_ratio": 1.5}, "l1_ratio must be at most 1"),
+        (penalties.from_liblinear, {"C": 0.0, "n_samples": 5}, "C must be"),
+        (penalties.to_liblinear, {"l1": 0.1, "l2": 0.1, "n_samples": 5}, "exactly one of l1 and l2"),
+    ],
+)  # fmt: skip
+def test_refused(make, options, message):
+    needs_lr = isinstance(make, type) and issubclass(make, fo.optim.Optimizer)
+    with pytest.raises(ValueError, match=message):
+        make(**({"lr": 0.1} if needs_lr else {}) | options)
+
+
+def test_a_loop_refuses_what_only_a_trainer_knows():
+    weight = np.ones((2, 2))
+    for make, message in [
+        (lambda: fo.SGD(schedules.Constant(0.1, per="epoch")), "a schedule per epoch needs a Trainer"),
+        (lambda: fo.SGD(schedules.ReduceOnPlateau(0.1)), "needs the history of a Trainer"),
+        (lambda: fo.SGD(0.1, weight_decay=0.1, convention="sklearn_mlp"), "needs the number of samples"),
+        (lambda: fo.SGD(lambda step: math.nan), r"lr\(0\) must be"),
+        (lambda: fo.SGD(0.1, momentum=lambda step: 1.0), r"momentum\(0\) must be"),
+    ]:
+        optimizer = make()
+        state = optimizer.init(weight)
+        with pytest.raises(ValueError, match=message):
+            optimizer.update(weight, weight.copy(), state)
+        assert (weight == 1).all()
+        assert state.step == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_eps_that_vanishes_in_the_dtype(dtype):
+    net, optimizer = fo.MLP([2, 1], dtype=dtype), fo.Adam(0.1, eps=1e-60)
+    if dtype == "float64":
+        fo.Trainer(net, loss="mse", optimizer=optimizer)
+    else:
+        with pytest.raises(ValueError, match="eps=1e-60 is 0 in float32"):
+            fo.Trainer(net, loss="mse", optimizer=optimizer)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5, 17])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("clip", [{"clip_norm": 0.05}, {"clip_norm": 1e9}, {"clip_value": 0.01}])
+def test_clipping_acts_before_decay_and_on_any_number_of_threads(clip, dtype, n_threads):
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((61, 70)), rng.integers(0, 3, 61)
+
+    def run(impl, threads):
+        net = fo.MLP([70, 33, 3], "tanh", dtype=dtype, seed=1)
+        optimizer = fo.SGD(0.1, momentum=0.9, weight_decay=0.01, **clip)
+        trainer = impl.Trainer(net, loss="softmax_cross_entropy", optimizer=optimizer, batch_size=17, seed=2,
+                               n_threads=threads)
+        trainer.fit(X, y, epochs=3)
+        return trainer.net.flat
+
+    ours = run(fo, n_threads)
+    assert ours.tobytes() == run(fo, 1).tobytes()
+    np.testing.assert_allclose(ours, run(reference, 1), rtol=0, atol=1e-12 if dtype == "float64" else 1e-5)
+    if clip.get("clip_norm") == 1e9:
+        clip = {}
+        assert run(fo, 1).tobytes() == ours.tobytes()
+
+
+# -- what is reached --------------------------------------------------------------------------------------------
+
+
+def regression():
+    rng = np.random.default_rng(5)
+    X = rng.standard_normal((40, 8))
+    return X, X @ np.array([2.0, -1.0, 0.5, 0, 0, 0, 0.1, -0.05]) + 0.3 + 0.1 * rng.standard_normal(40)
+
+
+def objective(weight, bias, X, t, l1, l2):
+    return np.mean((X @ weight + bias - t) ** 2) + l1 * np.abs(weight).sum() + l2 * (weight**2).sum()
+
+
+def minimum(X, t, l1, l2):
+    """By SciPy, on positive and negative parts, where the objective is smooth; scaled so that its tolerances bite."""
+    d = X.shape[1]
+
+    def smooth(z):
+        weight, r = z[:d] - z[d : 2 * d], X @ (z[:d] - z[d : 2 * d]) + z[-1] - t
+        g = 2 * X.T @ r / len(X) + 2 * l2 * weight
+        return np.mean(r**2) + l1 * z[:-1].sum() + l2 * weight @ weight, np.r_[g + l1, l1 - g, 2 * r.mean()]
+
+    bounds = [(0, None)] * 2 * d + [(None, None)]
+    found = optimize.minimize(smooth, np.zeros(2 * d + 1), jac=True, bounds=bounds, method="L-BFGS-B",
+                              options={"ftol": 1e-16, "gtol": 1e-10, "maxiter": 10_000, "maxcor": 30})
+    return found.fun
+
+
+OPTIMIZERS = {rule: lambda rule=rule, **p: fo.SGD(0.05, **RULES[rule], **p) for rule in RULES} | {
+    "adagrad": lambda **p: fo.AdaGrad(0.5, **p),
+    "rmsprop": lambda **p: fo.RMSProp(schedules.Exponential(0.02, 0.997), **p),
+    "adam": lambda **p: fo.Adam(schedules.Exponential(0.1, 0.995), **p),
+    "after, momentum": lambda **p: fo.SGD(0.05, momentum=schedules.Piecewise(0.5, (300,), (0.9,)), **p),
+    "after, nesterov": lambda **p: fo.SGD(
+        0.05, momentum=schedules.Piecewise(0.5, (300,), (0.9,)), nesterov=True, **p
+    ),
+}
+
+
+@pytest.mark.parametrize(("l1", "l2"), [(0.2, 0.0), (0.0, 0.1), (0.2, 0.1)])
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+def test_the_minimum_as_written(rule, l1, l2):
+    X, t = regression()
+    net = fo.MLP([8, 1], dtype="float64", seed=0)
+    trainer = fo.Trainer(net, loss="mse", optimizer=OPTIMIZERS[rule](l1=l1, l2=l2), batch_size=40, shuffle=False)
+    trainer.fit(X, t, epochs=4000)
+    found, best = objective(net.weights[0][0], net.biases[0], X, t, l1, l2), minimum(X, t, l1, l2)
+    assert abs(found - best) < 1e-8
+    assert (net.weights[0] == 0).any() == (l1 > 0)
+    sklearn = pytest.importorskip("sklearn.linear_model")
+    by_descent = sklearn.ElasticNet(**penalties.to_sklearn(l1, l2, loss_scale=2), tol=1e-14, max_iter=10**6).fit(X, t)
+    assert abs(found - objective(by_descent.coef_, by_descent.intercept_, X, t, l1, l2)) < 1e-8
+
+
+@pytest.mark.parametrize("rule", ["momentum", "nesterov"])
+def test_a_subgradient_has_no_exact_zeros(rule):
+    X, t = regression()
+    net = fo.MLP([8, 1], dtype="float64", seed=0)
+    optimizer = fo.SGD(0.05, **RULES[rule], l1=0.2, l1_mode="subgradient")
+    fo.Trainer(net, loss="mse", optimizer=optimizer, batch_size=40, shuffle=False).fit(X, t, epochs=500)
+    assert (net.weights[0] != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("there", "back", "values"),
+    [
+        (penalties.from_sklearn, penalties.to_sklearn, {"alpha": 0.75, "l1_ratio": 0.25}),
+        (penalties.from_sklearn, penalties.to_sklearn, {"alpha": 0.0, "l1_ratio": 0.0}),
+        (penalties.from_keras, penalties.to_keras, {"l1": 0.5, "l2": 0.125}),
+    ],
+)
+@pytest.mark.parametrize("loss_scale", [1.0, 2.0])
+def test_penalties_there_and_back(there, back, values, loss_scale):
+    assert back(**there(**values, loss_scale=loss_scale), loss_scale=loss_scale) == values
+
+
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+def test_liblinear_there_and_back(penalty):
+    ours = penalties.from_liblinear(4.0, 8, penalty)
+    assert penalties.to_liblinear(**ours, n_samples=8) == {"C": 4.0, "penalty": penalty}
+
+
+# -- schedules --------------------------------------------------------------------------------------------------
+
+SCHEDULES = {
+    "constant": (schedules.Constant(0.1), lambda t: 0.1),
+    "piecewise": (schedules.Piecewise(0.5, (2, 5), (0.9, 0.99)), lambda t: 0.5 if t < 2 else 0.9 if t < 5 else 0.99),
+    "step": (schedules.StepDecay(0.3, 3, 0.5), lambda t: 0.3 * 0.5 ** (t // 3)),
+    "exponential": (schedules.Exponential(0.3, 0.9), lambda t: 0.3 * 0.9**t),
+    "inverse scaling": (schedules.InverseScaling(0.3, 0.25), lambda t: 0.3 / (t + 1) ** 0.25),
+    "cosine": (
+        schedules.Cosine(0.3, 12, warmup=3, least=0.01),
+        lambda t: 0.3 * (t + 1) / 3
+        if t < 3
+        else 0.01 + 0.29 * (1 + math.cos(math.pi * min(1, (t - 3) / 9))) / 2,
+    ),
+    "one cycle": (
+        schedules.OneCycle(0.3, 20, first=0.02, last=0.001, rise=0.25),
+        lambda t: 0.3 + (0.02 - 0.3) * (1 + math.cos(math.pi * t / 5)) / 2
+        if t < 5
+        else 0.001 + 0.299 * (1 + math.cos(math.pi * min(1, (t - 5) / 15))) / 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_is_its_formula(name):
+    schedule, formula = SCHEDULES[name]
+    for t in [*range(30), 1000]:
+        assert schedule(t) == pytest.approx(formula(t), rel=1e-13, abs=1e-16)
+    with pytest.raises(ValueError, match="step must be"):
+        schedule(-1)
+
+
+def test_reduce_on_plateau():
+    rule = schedules.ReduceOnPlateau(1.0, 0.5, patience=2, cooldown=1, least=0.2, min_delta=0.1)
+    losses = [5.0, 4.0, 3.95, 3.95, 3.95, 3.95, 3.95, 3.95, 3.95, 3.95, 3.95, 3.95, 3.95, 3.95]
+    #  three epochs without an improvement above 0.1 halve it; one is then not counted
+    assert [rule.after(losses[:i]) for i in range(len(losses))] == [1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25,
+                                                                    0.25, 0.2]  # fmt: skip
+
+
+@pytest.mark.parametrize("per", ["step", "epoch"])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_reaches_the_engine(name, per):
+    """As the learning rate, and as the momentum, beside the reference."""
+    schedule = dataclasses.replace(SCHEDULES[name][0], per=per)
+    X, t = regression()
+    for options in ({"lr": schedule}, {"lr": 0.01, "momentum": schedule, "nesterov": True, "l1": 0.01}):
+        if name == "piecewise" and "momentum" not in options:
+            continue  # as a rate it is too large
+        runs = []
+        for impl in (fo, reference):
+            net = fo.MLP([8, 3, 1], "tanh", dtype="float64", seed=1)
+            trainer = impl.Trainer(net, loss="mse", optimizer=fo.SGD(**options), batch_size=16, seed=3)
+            history = trainer.fit(X, t, epochs=5)
+            runs.append((trainer.net.flat, history.lr))
+        np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=0, atol=1e-12)
+        assert runs[0][1] == runs[1][1]
+
+
+RESUMED = {
+    "plateau": lambda: fo.SGD(schedules.ReduceOnPlateau(0.05, 0.5, patience=0, monitor="loss"), momentum=0.9),
+    "cosine, momentum": lambda: fo.SGD(
+        schedules.Cosine(0.05, 30, warmup=5), momentum=schedules.Piecewise(0.5, (3,), (0.9,), per="epoch"),
+        nesterov=True, l1=0.01,
+    ),
+    "one cycle": lambda: fo.SGD(schedules.OneCycle(0.05, 30, 0.01), convention="torch", momentum=0.9, weight_decay=0.1),
+    "cumulative": lambda: fo.SGD(schedules.InverseScaling(0.02), l1=0.1, convention="sklearn_sgd"),
+    "clip_norm": lambda: fo.SGD(0.05, momentum=0.9, nesterov=True, clip_norm=0.2, l1=0.01),
+    "adagrad": lambda: fo.AdaGrad(0.1, initial=0.5, weight_decay=0.1),
+    "rmsprop": lambda: fo.RMSProp(0.01, momentum=0.5),
+    "adadelta": lambda: fo.AdaDelta(l1=0.01),
+    "adam": lambda: fo.Adam(0.01, l1=0.01),
+    "adamw": lambda: fo.AdamW(schedules.StepDecay(0.01, 2, 0.5, per="epoch"), eps_inside=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", ["epoch", "batch"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed(name, dtype, stop, tmp_path):
+    """Saved after two epochs, or in the middle of the third, loaded and continued: the run that never stopped."""
+    X, t = regression()
+
+    def trainer():
+        net = fo.MLP([8, 5, 1], dtype=dtype, seed=1, dropout=0.25)
+        return fo.Trainer(net, loss="mse", optimizer=RESUMED[name](), batch_size=7, seed=3)
+
+    unbroken, broken = trainer(), trainer()
+    unbroken.fit(X, t, epochs=6)
+    broken.fit(X, t, epochs=2)
+    if stop == "batch":
+        seen = []
+
+        def stop_in_the_third(scores, y):
+            seen.append(1)
+            if len(seen) == 3:
+                broken.stop()
+            return fo.mse(scores, y.reshape(scores.shape))
+
+        broken._loss = stop_in_the_third
+        broken.fit(X, t, epochs=1)
+        broken._loss = "mse"
+        assert broken.epoch == 2
+    broken.save(tmp_path / "run.ckpt")
+    resumed = fo.Trainer.load(tmp_path / "run.ckpt")
+    assert resumed.optimizer == broken.optimizer
+    resumed.fit(X, t, epochs=4)
+    assert resumed.net.flat.tobytes() == unbroken.net.flat.tobytes()
+    assert resumed.history.loss == pytest.approx(unbroken.history.loss, rel=1e-6)
+    assert resumed.history.lr == unbroken.history.lr
+
+
+def test_a_callable_momentum_is_passed_again(tmp_path):
+    X, t = regression()
+    trainer = fo.Trainer(fo.MLP([8, 1], seed=0), loss="mse", optimizer=fo.SGD(0.01, momentum=lambda s: 0.5), seed=0)
+    trainer.fit(X, t, epochs=1)
+    trainer.save(tmp_path / "run.ckpt")
+    with pytest.raises(ValueError, match="momentum was a Python callable"):
+        fo.Trainer.load(tmp_path / "run.ckpt")
+    again = fo.Trainer.load(tmp_path / "run.ckpt", momentum=lambda s: 0.5)
+    again.fit(X, t, epochs=1)
+    trainer.fit(X, t, epochs=1)
+    assert again.net.flat.tobytes() == trainer.net.flat.tobytes()
