@@ -21,10 +21,19 @@ from .worker import Failed, Worker
 ROWS_OF_DENSE = [(8, 20, 16), (32, 64, 32), (128, 784, 64), (128, 512, 512), (256, 2048, 2048)]
 LOSSES = {  # the NumPy functions that stand for its transcendentals
     "softmax_cross_entropy": [np.exp], "hinge": [], "squared_hinge": [], "binary_cross_entropy": [np.exp, np.log1p],
-    "mse": [], "mae": [], "msle": [np.log1p, np.log1p],
+    "mse": [], "mae": [], "msle": [np.log1p, np.log1p], "huber": [],
 }
 LABEL_LOSSES = ("softmax_cross_entropy", "hinge", "squared_hinge")
 RULES = {"sgd": 3, "momentum": 5, "nesterov": 5}  # arrays read or written
+UPDATES = {  # by an optimizer's `update`: arrays read or written, class, arguments
+    "SGD, torch, momentum": (5, "SGD", {"convention": "torch", "momentum": 0.9, "weight_decay": 1e-4}),
+    "SGD, keras, nesterov": (
+        5, "SGD", {"convention": "keras", "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}),
+    "SGD, l1, momentum": (5, "SGD", {"momentum": 0.9, "l1": 1e-5}),
+    "SGD, sklearn_sgd, l1": (5, "SGD", {"convention": "sklearn_sgd", "l1": 1e-5}),
+    "AdaGrad": (5, "AdaGrad", {}), "RMSProp": (5, "RMSProp", {}), "AdaDelta": (7, "AdaDelta", {}),
+    "Adam": (7, "Adam", {}), "AdamW": (7, "AdamW", {}),
+}
 N_PARAMETERS = 10_000_000
 NUMBERS = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4}
 
@@ -49,6 +58,8 @@ class Kernels:
                 self.cases[f"{loss} (4096, {k})"] = self.loss, loss, 4096, k
         for rule in RULES:
             self.cases[f"{rule}_step, 10^7 parameters"] = self.step, rule
+        for name in UPDATES:
+            self.cases[f"{name}, 10^7 parameters"] = self.update, name
         for n in 1, 8, 128:
             self.cases[f"forward of 784-64-10, {n} row(s)"] = self.network, n
 
@@ -176,6 +187,31 @@ class Kernels:
         for result in kernels[0], public[0]:
             self.agree(rule, result, expected[0])
         runs["copy"] = lambda: np.add(start, grad, out=start)
+        return (runs, arrays * grad.nbytes, "GB/s",
+                lambda best: best["copy"] * arrays / RULES["sgd"])
+
+    def update(self, name):
+        from fastopt.optim import kernel_settings
+
+        arrays, rule, options = UPDATES[name]
+        optimizer = getattr(self.fo, rule)(1e-3, **options)
+        grad, start = self.array(N_PARAMETERS), self.array(N_PARAMETERS)
+        param, exact = start.copy(), start.astype(np.float64)
+        state, settings = optimizer.init(param, decay=True), kernel_settings(optimizer)
+        (moments,) = state.moments
+        exact_moments = [moment.astype(np.float64) for moment in moments]
+        momenta = optimizer.momentum_at(0), optimizer.momentum_at(1)
+        for t in range(2):
+            total = (t + 1) * 1e-3 * optimizer.l1
+            self.core.call_update(settings, t, 1e-3, *momenta, total, 0.0, True, param, grad, moments)
+            self.reference._update(optimizer, exact, grad.astype(np.float64), exact_moments, step=t, lr=1e-3,
+                                   momenta=momenta, l1_total=total)
+        self.agree(name, param, exact)
+        runs = {
+            "kernel": lambda: self.core.call_update(settings, 2, 1e-3, *momenta, 1e-8, 0.0, True, param, grad, moments),
+            "call": lambda: optimizer.update(param, grad, state),
+            "copy": lambda: np.add(start, grad, out=start),
+        }
         return (runs, arrays * grad.nbytes, "GB/s",
                 lambda best: best["copy"] * arrays / RULES["sgd"])
 

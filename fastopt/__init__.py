@@ -10,6 +10,7 @@ from .losses import (
     accuracy,
     binary_cross_entropy,
     hinge,
+    huber,
     mae,
     mse,
     msle,
@@ -17,13 +18,15 @@ from .losses import (
     softmax_cross_entropy,
     squared_hinge,
 )
+from .lr_range import LRRange, lr_range_test
 from .network import MLP
 from .optim import SGD, momentum_step, nesterov_step, sgd_step
 from .training import EarlyStopping, History, Trainer
 
 __all__ = [
-    "MLP", "SGD", "AdaDelta", "AdaGrad", "Adam", "AdamW", "DivergenceError", "EarlyStopping", "History",
+    "MLP", "SGD", "AdaDelta", "AdaGrad", "Adam", "AdamW", "DivergenceError", "EarlyStopping", "History", "LRRange",
     "ModelFormatError", "RMSProp", "Trainer", "__version__", "accuracy", "binary_cross_entropy", "check_gradient",
-    "dense_backward", "dense_forward", "hinge", "mae", "momentum_step", "mse", "msle", "nesterov_step", "penalties",
-    "schedules", "sgd_step", "show_config", "softmax", "softmax_cross_entropy", "squared_hinge",
+    "dense_backward", "dense_forward", "hinge", "huber", "lr_range_test", "mae", "momentum_step", "mse", "msle",
+    "nesterov_step", "penalties", "schedules", "sgd_step", "show_config", "softmax", "softmax_cross_entropy",
+    "squared_hinge",
 ]

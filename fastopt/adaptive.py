@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from . import boundary
 from .optim import CHOICES, FLAGS, Optimizer
 
@@ -10,17 +12,18 @@ _PARAMETERS = """
         wd; not part of the reported loss.
     l1, l2 : float >= 0
         Penalties l1 * sum(|W|) + l2 * sum(W**2), part of the reported loss.
-    decay_bias : bool
-        Whether biases decay and are penalised too.
+    decay_bias : bool, optional
+        Whether biases decay and are penalised too; None is no.
     decay : {"coupled", "decoupled", "independent"}
         wd * W as part of g, or W *= 1 - α wd, or W *= 1 - wd, before the step.
     clip_value, clip_norm : float > 0, optional
         As `SGD`'s.
     eps_inside : bool
         ε under the root, √(s + ε), or beside it, √s + ε.
-    l1_mode : {"prox", "subgradient"}
-        A soft threshold at l1 times each parameter's own step size, which gives exact zeros and the minimiser as
-        written; or l1 * sign(W), 0 at 0, as part of g.
+    l1_mode : {"subgradient", "prox"}
+        l1 * sign(W), 0 at 0, as part of g; or a soft threshold at l1 times each parameter's own step size, which gives
+        exact zeros and, with coupled decay, the minimiser as written. That step size is α / ε where the gradient has
+        been 0 so far: such a weight becomes 0 at once.
 
     Raises
     ------
@@ -36,12 +39,12 @@ class _Adaptive(Optimizer):
     weight_decay: float = 0.0
     l1: float = 0.0
     l2: float = 0.0
-    decay_bias: bool = False
+    decay_bias: bool | None = None
     decay: str = "coupled"
     clip_value: float | None = None
     clip_norm: float | None = None
     eps_inside: bool = False
-    l1_mode: str = "prox"
+    l1_mode: str = "subgradient"
     eps: float = 1e-8
 
     first_moment = 0.0
@@ -49,7 +52,8 @@ class _Adaptive(Optimizer):
     shows_theta = False
 
     def __init_subclass__(cls):
-        cls.__doc__ = cls.__doc__.replace("\n    PENALTIES\n", _PARAMETERS)
+        if cls.__doc__:
+            cls.__doc__ = cls.__doc__.replace("\n    PENALTIES\n", _PARAMETERS)
 
     def __post_init__(self):
         boundary.choice("decay", self.decay, CHOICES["decay"])
@@ -60,16 +64,17 @@ class _Adaptive(Optimizer):
         )
 
     def check_fits(self, dtype):
-        """That the constants stay finite in the dtype, and eps above 0."""
+        """That the constants stay finite in the dtype, and a step with nothing but eps under it."""
         super().check_fits(dtype)
-        if dtype.type(self.eps) == 0:
-            raise ValueError(f"eps={self.eps!r} is 0 in {dtype}")
+        least = float(np.finfo(dtype).tiny) * 2**20
+        if self.eps < least:
+            raise ValueError(f"eps must be at least {least:.2g} in {dtype}, got {self.eps!r}")
 
     @property
     def settings(self):
         """Every flag's value."""
         return FLAGS | {
-            "lr_in_velocity": False, "decay": self.decay, "decay_bias": self.decay_bias, "l1_mode": self.l1_mode,
+            "lr_in_velocity": False, "decay": self.decay, "decay_bias": bool(self.decay_bias), "l1_mode": self.l1_mode,
             "eps_inside": self.eps_inside, "eps": self.eps, "beta": getattr(self, self._fractions[0], 0.0)
             if self._fractions else 0.0,
         }
@@ -85,8 +90,8 @@ class AdaGrad(_Adaptive):
 
     Parameters
     ----------
-    lr : float > 0, or callable
-        α; a callable lr(step), step counted from 0, may return 0.
+    lr : float > 0, schedule or callable
+        α; one of `fastopt.schedules`, or a callable lr(step), step counted from 0, may return 0.
     initial : float >= 0
         s before the first step.
     eps : float > 0
@@ -130,12 +135,12 @@ class RMSProp(_Adaptive):
 
     Parameters
     ----------
-    lr : float > 0, or callable
-        α; a callable lr(step), step counted from 0, may return 0.
+    lr : float > 0, schedule or callable
+        α; one of `fastopt.schedules`, or a callable lr(step), step counted from 0, may return 0.
     rho : float in [0, 1)
         ρ
     momentum : float in [0, 1)
-        γ; with l1 it needs l1_mode="subgradient".
+        γ; with l1 it needs l1_mode="subgradient". The rate is outside V, as PyTorch's; optax has it inside.
     eps : float > 0
         ε
     PENALTIES
@@ -184,8 +189,8 @@ class AdaDelta(_Adaptive):
 
     Parameters
     ----------
-    lr : float > 0, or callable
-        α; a callable lr(step), step counted from 0, may return 0.
+    lr : float > 0, schedule or callable
+        α; one of `fastopt.schedules`, or a callable lr(step), step counted from 0, may return 0.
     rho : float in [0, 1)
         ρ
     eps : float > 0
@@ -229,8 +234,8 @@ class Adam(_Adaptive):
 
     Parameters
     ----------
-    lr : float > 0, or callable
-        α; a callable lr(step), step counted from 0, may return 0.
+    lr : float > 0, schedule or callable
+        α; one of `fastopt.schedules`, or a callable lr(step), step counted from 0, may return 0.
     beta1, beta2 : float in [0, 1)
         β₁ and β₂
     eps : float > 0
@@ -271,8 +276,8 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    lr : float > 0, or callable
-        α; a callable lr(step), step counted from 0, may return 0.
+    lr : float > 0, schedule or callable
+        α; one of `fastopt.schedules`, or a callable lr(step), step counted from 0, may return 0.
     beta1, beta2 : float in [0, 1)
         β₁ and β₂
     eps : float > 0

@@ -16,7 +16,10 @@ from ._dispatch import core
 
 ACTIVATIONS = {None: 0, "relu": 1, "sigmoid": 2, "tanh": 3}
 LABEL_LOSSES = ("softmax_cross_entropy", "hinge", "squared_hinge")
-TARGET_LOSSES = ("binary_cross_entropy", "mse", "mae", "msle")
+TARGET_LOSSES = ("binary_cross_entropy", "mse", "mae", "msle", "huber")
+#: What a loss takes beside scores, labels or targets, and weights.
+LOSS_OPTIONS = {"softmax_cross_entropy": ("class_weight", "label_smoothing"), "hinge": ("class_weight",),
+                "squared_hinge": ("class_weight",), "binary_cross_entropy": ("label_smoothing",), "huber": ("delta",)}
 MAX_THREADS = 64
 #: Multiply-adds that are worth a thread, about 0.1 ms of them: beside a busy neighbour a thread starts that late.
 WORTH_A_THREAD = 3_000_000
@@ -383,13 +386,60 @@ def sample_weight(value, n, dtype):
     return array
 
 
+def class_weight(value, n_outputs):
+    """A weight for each class, not negative; for one output of the labels -1 and 1."""
+    if value is None:
+        return None
+    array = data("class_weight", value, (max(2, n_outputs),), np.dtype("float64"))
+    if (array < 0).any() or not (array > 0).any():
+        raise ValueError(f"class_weight must be >= 0 and not all 0, got {value!r}")
+    return array
+
+
+def weight_by_class(weight, class_weight, labels, n_outputs, dtype):
+    """The samples' weights times those of their classes."""
+    if class_weight is None:
+        return weight
+    by_class = class_weight.astype(dtype)[labels if n_outputs > 1 else (labels + 1) // 2]
+    weight = by_class if weight is None else weight * by_class
+    if not (weight > 0).any():
+        raise ValueError("class_weight and sample_weight give every sample the weight 0")
+    return weight
+
+
+def label_smoothing(value):
+    """A share in [0, 1]."""
+    smoothing = number("label_smoothing", value, least=0.0)
+    if smoothing > 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {value!r}")
+    return smoothing
+
+
+def loss_options(loss, options, n_outputs):
+    """(class_weight, label_smoothing, delta) of a loss's options."""
+    options = dict(options or {})
+    allowed = () if callable(loss) else LOSS_OPTIONS.get(loss, ())
+    for name in options:
+        if name not in allowed:
+            what = "a loss of your own" if callable(loss) else loss
+            raise ValueError(f"loss_options must be {', '.join(allowed) or 'empty'} for {what}, got {name!r}")
+    return (class_weight(options.get("class_weight"), n_outputs), label_smoothing(options.get("label_smoothing", 0.0)),
+            number("delta", options.get("delta", 1.0), above=0.0))
+
+
+def smoothed(targets, smoothing):
+    """Targets in [0, 1], the share `smoothing` of each taken to 1/2."""
+    of = targets.dtype.type
+    return targets if smoothing == 0 else targets * of(1 - smoothing) + of(smoothing / 2)
+
+
 def no_sample_weight(value):
     """That a loss written in Python comes without weights."""
     if value is not None:
         raise ValueError("sample_weight cannot be used with a loss of your own: weight the samples inside it")
 
 
-def loss_inputs(loss, scores_name, scores, y_name, y, weight):
+def loss_inputs(loss, scores_name, scores, y_name, y, weight, by_class=None):
     """What a loss kernel takes: scores (n, k), labels, targets, weights."""
     original = real_array(scores_name, scores)
     if original.ndim not in (1, 2):
@@ -406,7 +456,10 @@ def loss_inputs(loss, scores_name, scores, y_name, y, weight):
         label_array = labels(y_name, y, n, k, signs=k == 1 and loss != "softmax_cross_entropy")
     else:
         target_array = targets(y_name, y, original.shape, dtype, loss)
-    return array, label_array, target_array, sample_weight(weight, n, dtype)
+    weight = sample_weight(weight, n, dtype)
+    if by_class is not None:
+        weight = weight_by_class(weight, class_weight(by_class, k), label_array, k, dtype)
+    return array, label_array, target_array, weight
 
 
 def explain_loss(loss, scores_name, scores, dtype):

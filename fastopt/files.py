@@ -16,7 +16,7 @@ import safetensors.numpy
 from . import boundary
 from .errors import ModelFormatError
 
-FORMAT = 1
+FORMAT = 2  # 2: checkpoints name their optimizer, and may hold schedules and the options of the loss
 CHECKSUM = b'"sha256":"'
 BLANK = "0" * 64
 

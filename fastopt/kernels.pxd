@@ -34,6 +34,8 @@ cdef void mae(const real* pred, const real* target, const real* factor, real* lo
               Py_ssize_t n, Py_ssize_t m) noexcept nogil
 cdef void msle(const real* pred, const real* target, const real* factor, real* losses, real* dpred,
                Py_ssize_t n, Py_ssize_t m) noexcept nogil
+cdef void huber(const real* pred, const real* target, const real* factor, real* losses, real* dpred,
+                Py_ssize_t n, Py_ssize_t m, double delta) noexcept nogil
 
 cdef void sgd_step(real* param, const real* grad, Py_ssize_t n, double lr, double weight_decay,
                    double l1) noexcept nogil

@@ -18,9 +18,11 @@ from ._dispatch import core
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def _loss(loss, scores_name, scores, y_name, y, weight, reduction, label_smoothing=0.0):
+def _loss(loss, scores_name, scores, y_name, y, weight, reduction, option=0.0, class_weight=None):
     boundary.choice("reduction", reduction, REDUCTIONS)
-    s, labels, targets, w = boundary.loss_inputs(loss, scores_name, scores, y_name, y, weight)
+    s, labels, targets, w = boundary.loss_inputs(loss, scores_name, scores, y_name, y, weight, class_weight)
+    if loss == "binary_cross_entropy":
+        targets = boundary.smoothed(targets, option)
     n, dtype, kernels = len(s), s.dtype, core(s.dtype)
     total = n if w is None else kernels.call_weighted_sum(w, None)
     if reduction == "mean":
@@ -28,7 +30,7 @@ def _loss(loss, scores_name, scores, y_name, y, weight, reduction, label_smoothi
     else:
         factor = w if reduction == "sum" else None
     losses, dscores = np.empty(n, dtype), np.empty_like(s)
-    kernels.call_loss(kernels.LOSSES[loss], s, labels, targets, factor, losses, dscores, label_smoothing)
+    kernels.call_loss(kernels.LOSSES[loss], s, labels, targets, factor, losses, dscores, option)
     if not kernels.call_all_finite(losses):
         raise boundary.explain_loss(loss, scores_name, scores, dtype)
     gradient = dscores.reshape(np.shape(scores))
@@ -49,7 +51,7 @@ def _small_sum(losses, weight):
     return kernels.call_weighted_sum(losses.astype(np.float64) * 2.0**-64, weight)
 
 
-def softmax_cross_entropy(scores, y, *, sample_weight=None, label_smoothing=0.0, reduction="mean"):
+def softmax_cross_entropy(scores, y, *, sample_weight=None, class_weight=None, label_smoothing=0.0, reduction="mean"):
     r"""The cross-entropy of the softmax of the scores, natural logarithm.
 
     .. math::
@@ -67,6 +69,8 @@ def softmax_cross_entropy(scores, y, *, sample_weight=None, label_smoothing=0.0,
         Integer labels 0 .. K-1.
     sample_weight : array_like (n,), optional
         Not negative, not all zero.
+    class_weight : array_like (K,), optional
+        Multiplies the weight of the samples of each class; not negative.
     label_smoothing : float
         The share ε in [0, 1] of the target that is spread over all classes.
     reduction : "mean", "sum" or "none"
@@ -88,13 +92,11 @@ def softmax_cross_entropy(scores, y, *, sample_weight=None, label_smoothing=0.0,
     >>> round(loss, 4), dscores.round(4)
     (0.0626, array([[ 0.0006,  0.0601, -0.0607]]))
     """
-    smoothing = boundary.number("label_smoothing", label_smoothing, least=0.0)
-    if smoothing > 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing!r}")
-    return _loss("softmax_cross_entropy", "scores", scores, "y", y, sample_weight, reduction, smoothing)
+    smoothing = boundary.label_smoothing(label_smoothing)
+    return _loss("softmax_cross_entropy", "scores", scores, "y", y, sample_weight, reduction, smoothing, class_weight)
 
 
-def hinge(scores, y, *, sample_weight=None, reduction="mean"):
+def hinge(scores, y, *, sample_weight=None, class_weight=None, reduction="mean"):
     r"""The hinge loss with margin 1, multiclass (Weston & Watkins 1999) or binary.
 
     .. math::
@@ -109,6 +111,8 @@ def hinge(scores, y, *, sample_weight=None, reduction="mean"):
         Integer labels 0 .. K-1; -1 and 1 for the binary form.
     sample_weight : array_like (n,), optional
         Not negative, not all zero.
+    class_weight : array_like (K,), optional
+        Multiplies the weight of the samples of each class (for the binary form two, of -1 and 1); not negative.
     reduction : "mean", "sum" or "none"
 
     Returns
@@ -129,10 +133,10 @@ def hinge(scores, y, *, sample_weight=None, reduction="mean"):
     >>> round(loss, 2), dscores
     (5.96, array([[ 1., -1.,  0.]]))
     """
-    return _loss("hinge", "scores", scores, "y", y, sample_weight, reduction)
+    return _loss("hinge", "scores", scores, "y", y, sample_weight, reduction, class_weight=class_weight)
 
 
-def squared_hinge(scores, y, *, sample_weight=None, reduction="mean"):
+def squared_hinge(scores, y, *, sample_weight=None, class_weight=None, reduction="mean"):
     r"""The squared hinge loss with margin 1, multiclass or binary.
 
     .. math::
@@ -147,6 +151,8 @@ def squared_hinge(scores, y, *, sample_weight=None, reduction="mean"):
         Integer labels 0 .. K-1; -1 and 1 for the binary form.
     sample_weight : array_like (n,), optional
         Not negative, not all zero.
+    class_weight : array_like (K,), optional
+        Multiplies the weight of the samples of each class (for the binary form two, of -1 and 1); not negative.
     reduction : "mean", "sum" or "none"
 
     Returns
@@ -163,20 +169,21 @@ def squared_hinge(scores, y, *, sample_weight=None, reduction="mean"):
     Examples
     --------
     >>> import fastopt as fo
-    >>> fo.squared_hinge([0.5, 3.0], [1, 1])
-    (0.125, array([-0.5,  0. ]))
+    >>> fo.squared_hinge([0.5, 1.0], [1, -1])
+    (2.125, array([-0.5,  2. ]))
     """
-    return _loss("squared_hinge", "scores", scores, "y", y, sample_weight, reduction)
+    return _loss("squared_hinge", "scores", scores, "y", y, sample_weight, reduction, class_weight=class_weight)
 
 
-def binary_cross_entropy(scores, y, *, sample_weight=None, reduction="mean"):
+def binary_cross_entropy(scores, y, *, sample_weight=None, label_smoothing=0.0, reduction="mean"):
     r"""The cross-entropy of a sigmoid, from logits.
 
     .. math::
         l_i = \frac1m \sum_j \log(1 + e^{s_{ij}}) - y_{ij} s_{ij}, \qquad
         \partial l_i / \partial s_{ij} = (\sigma(s_{ij}) - y_{ij}) / m
 
-    computed as |s| (y or, for s >= 0, 1 - y) + log(1 + e^-|s|), where no large terms cancel.
+    with y (1 - ε) + ε / 2 in the place of y where there is label smoothing; computed as
+    |s| (y or, for s >= 0, 1 - y) + log(1 + e^-|s|), where no large terms cancel.
 
     Parameters
     ----------
@@ -186,6 +193,8 @@ def binary_cross_entropy(scores, y, *, sample_weight=None, reduction="mean"):
         In [0, 1].
     sample_weight : array_like (n,), optional
         Not negative, not all zero.
+    label_smoothing : float
+        ε in [0, 1].
     reduction : "mean", "sum" or "none"
 
     Returns
@@ -205,7 +214,8 @@ def binary_cross_entropy(scores, y, *, sample_weight=None, reduction="mean"):
     >>> fo.binary_cross_entropy([0.0], [1.0])
     (0.6931471805599453, array([-0.5]))
     """
-    return _loss("binary_cross_entropy", "scores", scores, "y", y, sample_weight, reduction)
+    smoothing = boundary.label_smoothing(label_smoothing)
+    return _loss("binary_cross_entropy", "scores", scores, "y", y, sample_weight, reduction, smoothing)
 
 
 def mse(pred, target, *, sample_weight=None, reduction="mean"):
@@ -278,6 +288,47 @@ def mae(pred, target, *, sample_weight=None, reduction="mean"):
     return _loss("mae", "pred", pred, "target", target, sample_weight, reduction)
 
 
+def huber(pred, target, *, delta=1.0, sample_weight=None, reduction="mean"):
+    r"""Huber's loss: squared errors for small, absolute ones for large.
+
+    .. math::
+        l_i = \frac1m \sum_j h(a_{ij}), \quad a = p - t, \quad
+        h(a) = \begin{cases} a^2 / 2 & |a| \le \delta \\ \delta (|a| - \delta / 2) & |a| > \delta \end{cases}, \qquad
+        \partial l_i / \partial p_{ij} = \max(-\delta, \min(a_{ij}, \delta)) / m
+
+    Source: Huber 1964.
+
+    Parameters
+    ----------
+    pred : array_like (n,) or (n, m)
+    target : array_like of the same shape; (n,) also matches (n, 1)
+    delta : float > 0
+        δ, where the two meet.
+    sample_weight : array_like (n,), optional
+        Not negative, not all zero.
+    reduction : "mean", "sum" or "none"
+
+    Returns
+    -------
+    loss : float, or ndarray (n,)
+    dpred : ndarray
+        Of the shape of `pred`.
+
+    Raises
+    ------
+    ValueError, TypeError, OverflowError
+        See the module.
+
+    Examples
+    --------
+    >>> import fastopt as fo
+    >>> fo.huber([0.5, 3.0], [0.0, 0.0])
+    (1.3125, array([0.25, 0.5 ]))
+    """
+    delta = boundary.number("delta", delta, above=0.0)
+    return _loss("huber", "pred", pred, "target", target, sample_weight, reduction, delta)
+
+
 def msle(pred, target, *, sample_weight=None, reduction="mean"):
     r"""The mean squared logarithmic error, natural logarithm.
 
@@ -335,8 +386,8 @@ def softmax(scores):
     Examples
     --------
     >>> import fastopt as fo
-    >>> fo.softmax([[-3.44, 1.16, 3.91]]).round(4)
-    array([[0.0006, 0.0601, 0.9393]])
+    >>> fo.softmax([[-3.44, 1.16, 3.91]]).round(2)
+    array([[0.  , 0.06, 0.94]])
     """
     s = boundary.data("scores", scores, (None, None))
     out = np.empty_like(s)
@@ -374,5 +425,9 @@ def accuracy(scores, y):
     s = boundary.data("scores", array, (None,) if array.ndim == 1 else (None, None))
     s = s.reshape(len(s), -1)
     labels = boundary.labels("y", y, len(s), s.shape[1], signs=s.shape[1] == 1)
-    predicted = np.where(s[:, 0] > 0, 1, -1) if s.shape[1] == 1 else np.argmax(s, axis=1)
-    return float(np.mean(predicted == labels))
+    return float(np.mean(predicted(s) == labels))
+
+
+def predicted(scores):
+    """The label of each row's highest score; of one score its sign, -1 or 1."""
+    return np.where(scores[:, 0] > 0, 1, -1) if scores.shape[1] == 1 else np.argmax(scores, axis=1)

@@ -137,7 +137,7 @@ class MLP:
                                 f"the parameters are not, or are too large")
         return out
 
-    def loss_and_grad(self, X, y, loss="softmax_cross_entropy", sample_weight=None):
+    def loss_and_grad(self, X, y, loss="softmax_cross_entropy", sample_weight=None, loss_options=None):
         """The mean loss over the samples and its gradient by all parameters; no dropout, no penalty.
 
         Parameters
@@ -148,6 +148,8 @@ class MLP:
         loss : str or callable
             A name of a loss, or a callable (scores, y) -> (value, dscores).
         sample_weight : array_like (n,), optional
+        loss_options : dict, optional
+            What the loss's function takes beside weights: `class_weight`, `label_smoothing`, `delta`.
 
         Returns
         -------
@@ -165,7 +167,7 @@ class MLP:
         scores = self.forward(array)
         if len(scores) == 0:
             raise ValueError(f"X is empty: shape {array.shape}")
-        value, dscores = loss_of_scores(loss, scores, y, sample_weight)
+        value, dscores = loss_of_scores(loss, scores, y, sample_weight, loss_options)
         grad = np.zeros_like(self._flat)
         pieces = MLP.__new__(MLP)
         pieces._sizes, pieces._activation = self._sizes, self._activation
@@ -251,13 +253,15 @@ def _initial(init, shape, rng):
     return (rng.random(shape) * 2 - 1) * scale if init.endswith("uniform") else rng.standard_normal(shape) * scale
 
 
-def loss_of_scores(loss, scores, y, sample_weight=None):
+def loss_of_scores(loss, scores, y, sample_weight=None, loss_options=None):
     """(mean loss, gradient) of a named loss or of a callable, whose answer is checked."""
     if callable(loss):
         boundary.no_sample_weight(sample_weight)
+        boundary.loss_options(loss, loss_options, scores.shape[1])
         value, dscores = boundary.loss_result(loss(scores.copy(), y), scores)
         if not (math.isfinite(value) and np.isfinite(dscores).all()):
             raise ValueError(f"loss returned a value or gradient that is not finite: the value is {value}")
         return value, dscores
     boundary.choice("loss", loss, boundary.LABEL_LOSSES + boundary.TARGET_LOSSES)
-    return getattr(losses, loss)(scores, y, sample_weight=sample_weight)
+    boundary.loss_options(loss, loss_options, scores.shape[1])
+    return getattr(losses, loss)(scores, y, sample_weight=sample_weight, **loss_options or {})

@@ -158,20 +158,21 @@ CONVENTIONS = {
     "sklearn_mlp": {"lr_in_velocity": True, "dampening": 0.0, "decay": "coupled", "decay_bias": False,
                     "penalty_scale": "batch"},
     "sklearn_sgd": {"momentum": 0.0, "dampening": 0.0, "decay": "decoupled", "decay_order": "before",
-                    "decay_bias": False, "penalty_scale": "loss", "l1_mode": "cumulative"},
+                    "decay_floor": True, "decay_bias": False, "penalty_scale": "loss", "l1_mode": "cumulative"},
 }
 #: The textbook's, where neither the convention nor the caller says otherwise.
 FLAGS = {"lr_in_velocity": True, "dampening": 0.0, "dampen_first": True, "decay": "coupled", "decay_order": "before",
-         "decay_bias": False, "penalty_scale": "loss", "l1_mode": "prox"}
+         "decay_bias": False, "penalty_scale": "loss", "l1_mode": "prox", "decay_floor": False}
 CHOICES = {"decay": ("coupled", "decoupled", "independent"), "decay_order": ("before", "after"),
            "penalty_scale": ("loss", "batch"), "l1_mode": ("prox", "subgradient", "cumulative")}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class OptimizerState:
-    """What `update` carries from step to step: the step's number, the moments of each array, which arrays decay, and
-    the sum of the cumulative l1 so far."""
+    """What `update` carries from step to step: the rule's name, the step's number, the moments of each array, which
+    arrays decay, and the sum of the cumulative l1 so far."""
 
+    rule: str
     step: int
     moments: list
     decay: list
@@ -179,7 +180,7 @@ class OptimizerState:
 
     @property
     def velocity(self):
-        """The first moment of each array."""
+        """The first moment of each array: V, of rules that have one."""
         return [moments[0] for moments in self.moments if moments]
 
 
@@ -250,16 +251,18 @@ class Optimizer:
         for name, array in arrays:
             boundary.parameter(name, array)
         if decay is None:
-            if isinstance(params, np.ndarray) and params.ndim < 2 and self.penalised and self.decay_bias is None:
+            convention = CONVENTIONS[getattr(self, "convention", "classic")]
+            said = self.decay_bias is not None or "decay_bias" in convention
+            if isinstance(params, np.ndarray) and params.ndim < 2 and self.penalised and not said:
                 raise ValueError("decay must be given for a bare 1-D array: True to penalise it, False not to")
             flags = [array.ndim >= 2 or self.decays_bias for _, array in arrays]
         else:
-            flags = list(decay) if isinstance(decay, (list, tuple, np.ndarray)) else [boundary.flag("decay", decay)]
+            flags = list(decay) if np.ndim(decay) == 1 else [boundary.flag("decay", decay)]
             if len(flags) != len(arrays):
                 raise ValueError(f"decay must have {len(arrays)} entries, got {len(flags)}")
             flags = [boundary.flag(f"decay[{i}]", value) for i, value in enumerate(flags)]
         moments = [[np.full_like(array, self.first_moment) for _ in self.moment_names] for _, array in arrays]
-        return OptimizerState(0, moments, flags)
+        return OptimizerState(self.rule, 0, moments, flags)
 
     def update(self, params, grads, state):
         """One step of all arrays, in place; `state` advances.
@@ -267,7 +270,8 @@ class Optimizer:
         Parameters
         ----------
         params : MLP, ndarray or list of ndarrays
-            As given to `init`. After a step of Nesterov with l1 the sparse iterate is W + γV (see `nesterov_step`).
+            As given to `init`. After a step of Nesterov with l1 the sparse iterate is W + γV with the next step's γ
+            (see `nesterov_step`).
         grads : of the form of `params`; for an MLP the flat gradient of `loss_and_grad`, or a list
         state : OptimizerState
 
@@ -283,11 +287,14 @@ class Optimizer:
         if not len(gradients) == len(state.decay) == len(state.moments) == len(arrays):
             raise ValueError(f"grads and state must have {len(arrays)} arrays, got {len(gradients)} and "
                              f"{len(state.decay)}")
-        settings, step = self.settings, state.step
+        if state.rule != self.rule:
+            raise ValueError(f"state was made for another rule: {state.rule}, not {self.rule}")
+        settings, step = self.settings, boundary.integer("state.step", state.step, 0)
         if settings["penalty_scale"] == "batch" and self.penalised:
             raise ValueError('penalty_scale="batch" needs the number of samples, which update does not know: divide '
                              "the penalties yourself, or train with a Trainer")
-        lr, momenta = self.lr_at(step), (self.momentum_at(step), self.momentum_at(step + 1))
+        lr, momentum = self.lr_at(step), self.momentum_at(step)
+        momenta = momentum, self.momentum_at(step + 1) if self.shows_theta else momentum
         l1_total, squares, calls = state.l1_total + lr * self.l1, 0.0, []
         for i, (name, array) in enumerate(arrays):
             param = boundary.parameter(name, array)
@@ -305,8 +312,11 @@ class Optimizer:
             calls.append((param.reshape(-1), grad.reshape(-1), [values.reshape(-1) for values in state.moments[i]]))
             if self.clip_norm is not None:
                 squares += core(param.dtype).call_penalty(calls[i][1])[1]
+        if not math.isfinite(squares):
+            raise OverflowError("the norm of grads overflows")
+        numbers = kernel_settings(self)
         for decays, call in zip(state.decay, calls, strict=True):
-            core(call[0].dtype).call_update(kernel_settings(self), step, lr, *momenta, l1_total, squares, decays, *call)
+            core(call[0].dtype).call_update(numbers, step, lr, *momenta, l1_total, squares, decays, *call)
         state.step, state.l1_total = step + 1, l1_total
 
 
@@ -335,7 +345,7 @@ def kernel_settings(optimizer):
         "eps_inside": s.get("eps_inside", False), "decay_bias": s["decay_bias"], "dampening": s["dampening"],
         "weight_decay": optimizer.weight_decay, "l1": optimizer.l1, "l2": optimizer.l2, "beta": s.get("beta", 0.0),
         "eps": s.get("eps", 0.0), "clip_value": math.inf if optimizer.clip_value is None else optimizer.clip_value,
-        "clip_norm": math.inf if optimizer.clip_norm is None else optimizer.clip_norm,
+        "decay_floor": s["decay_floor"], "clip_norm": math.inf if optimizer.clip_norm is None else optimizer.clip_norm,
     }
 
 
@@ -384,7 +394,7 @@ class SGD(Optimizer):
     decay : {"coupled", "decoupled", "independent"}, optional
         weight_decay as part of the gradient, or W *= 1 - α wd, or W *= 1 - wd, with the gradient of the W before.
     decay_order : {"before", "after"}, optional
-        Whether that factor takes the W before the step or the one after.
+        Whether that factor takes the W before the step or the one after. (In "sklearn_sgd" it is at least 0.)
     penalty_scale : {"loss", "batch"}, optional
         "batch" divides weight_decay, l1 and l2 by the number of the mini-batch's samples.
     l1_mode : {"prox", "subgradient", "cumulative"}, optional
@@ -451,7 +461,8 @@ class SGD(Optimizer):
 
     def _check_together(self):
         for name, value in CONVENTIONS[self.convention].items():
-            if getattr(self, name) is not None and getattr(self, name) != value:
+            given = getattr(self, name, None)
+            if given is not None and given != value:
                 raise ValueError(f"convention={self.convention!r} means {name}={value!r}, got {getattr(self, name)!r}")
         s = self.settings
         if isinstance(self.momentum, ReduceOnPlateau):
@@ -464,6 +475,8 @@ class SGD(Optimizer):
             raise ValueError("dampen_first=False needs momentum > 0, got momentum=0")
         if self.decay_order is not None and s["decay"] == "coupled":
             raise ValueError('decay_order needs decay="decoupled" or "independent": a coupled one is in the gradient')
+        if s["decay"] == "independent" and self.weight_decay > 1:
+            raise ValueError(f'weight_decay must be at most 1 with decay="independent", got {self.weight_decay!r}')
         if self.l1 > 0 and s["l1_mode"] == "cumulative" and self._has_momentum:
             raise ValueError('l1_mode="cumulative" is for plain descent: it needs momentum=0')
         if self.l1 > 0 and s["l1_mode"] == "prox" and self._has_momentum and not s["lr_in_velocity"]:
@@ -475,7 +488,7 @@ class SGD(Optimizer):
     @property
     def settings(self):
         """Every flag's value: the caller's, else the convention's, else the textbook's."""
-        given = {name: getattr(self, name) for name in FLAGS if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in FLAGS if getattr(self, name, None) is not None}
         fixed = {name: value for name, value in CONVENTIONS[self.convention].items() if name in FLAGS}
         return FLAGS | fixed | given
 

@@ -7,6 +7,10 @@ half squared errors, 1 for cross-entropy and hinge.
 from . import boundary
 
 
+def _finite(**values):
+    return {name: boundary.number(name, value, least=0.0) for name, value in values.items()}
+
+
 def _numbers(**values):
     return [boundary.number(name, value, least=0.0) for name, value in values.items()]
 
@@ -40,7 +44,7 @@ def from_sklearn(alpha, l1_ratio=0.0, *, loss_scale=1.0):
     if l1_ratio > 1:
         raise ValueError(f"l1_ratio must be at most 1, got {l1_ratio!r}")
     scale = boundary.number("loss_scale", loss_scale, above=0.0)
-    return {"l1": scale * alpha * l1_ratio, "l2": scale * alpha * (1 - l1_ratio) / 2}
+    return _finite(l1=scale * alpha * l1_ratio, l2=scale * alpha * (1 - l1_ratio) / 2)
 
 
 def to_sklearn(l1, l2, *, loss_scale=1.0):
@@ -55,7 +59,7 @@ def to_sklearn(l1, l2, *, loss_scale=1.0):
     l1, l2 = _numbers(l1=l1, l2=l2)
     scale = boundary.number("loss_scale", loss_scale, above=0.0)
     total = l1 + 2 * l2
-    return {"alpha": total / scale, "l1_ratio": l1 / total if total > 0 else 0.0}
+    return _finite(alpha=total / scale, l1_ratio=l1 / total if total > 0 else 0.0)
 
 
 def from_keras(l1=0.0, l2=0.0, *, loss_scale=1.0):
@@ -69,7 +73,7 @@ def from_keras(l1=0.0, l2=0.0, *, loss_scale=1.0):
     """
     l1, l2 = _numbers(l1=l1, l2=l2)
     scale = boundary.number("loss_scale", loss_scale, above=0.0)
-    return {"l1": scale * l1, "l2": scale * l2}
+    return _finite(l1=scale * l1, l2=scale * l2)
 
 
 def to_keras(l1=0.0, l2=0.0, *, loss_scale=1.0):
@@ -103,7 +107,7 @@ def from_liblinear(C, n_samples, penalty="l2", *, loss_scale=1.0):
     boundary.choice("penalty", penalty, ("l1", "l2"))
     weight = boundary.number("loss_scale", loss_scale, above=0.0) / (
         boundary.number("C", C, above=0.0) * boundary.integer("n_samples", n_samples, 1))
-    return {"l1": weight if penalty == "l1" else 0.0, "l2": weight / 2 if penalty == "l2" else 0.0}
+    return _finite(l1=weight if penalty == "l1" else 0.0, l2=weight / 2 if penalty == "l2" else 0.0)
 
 
 def to_liblinear(l1, l2, n_samples, *, loss_scale=1.0):

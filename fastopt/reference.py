@@ -105,13 +105,22 @@ def softmax(scores):
     return _softmax(_float64(scores), axis=-1)
 
 
-def softmax_cross_entropy(scores, y, *, sample_weight=None, label_smoothing=0.0, reduction="mean"):
+def softmax_cross_entropy(scores, y, *, sample_weight=None, class_weight=None, label_smoothing=0.0, reduction="mean"):
     """l = −Σ_j t_j ln p_j,  dl/ds = p − t,  with p = softmax(s) and t = (1−e) onehot(y) + e/K."""
     scores, y = _labels(scores, y)
     K = scores.shape[1]
     t = (1.0 - label_smoothing) * np.eye(K)[y] + label_smoothing / K
     losses = -np.sum(t * log_softmax(scores, axis=1), axis=1)
-    return _reduce(losses, _softmax(scores, axis=1) - t, sample_weight, reduction)
+    weight = _by_class(sample_weight, class_weight, y, K)
+    return _reduce(losses, _softmax(scores, axis=1) - t, weight, reduction)
+
+
+def _by_class(sample_weight, class_weight, y, n_outputs):
+    """The weights w_i c_{y_i}; of one output the classes are -1 and 1."""
+    if class_weight is None:
+        return sample_weight
+    by_class = _float64(class_weight)[np.asarray(y, int) if n_outputs > 1 else (np.asarray(y, int).ravel() + 1) // 2]
+    return by_class if sample_weight is None else by_class * _float64(sample_weight)
 
 
 def _margin_loss(phi, dphi, scores, y):
@@ -133,23 +142,27 @@ def _margin_loss(phi, dphi, scores, y):
     return phi(h).sum(axis=1), dscores
 
 
-def hinge(scores, y, *, sample_weight=None, reduction="mean"):
+def hinge(scores, y, *, sample_weight=None, class_weight=None, reduction="mean"):
     """l = Σ_{j≠y} max(0, s_j − s_y + 1), or binary max(0, 1 − y s); subgradient 0 at a margin just met."""
     losses, dscores = _margin_loss(lambda h: h, lambda h: np.where(h > 0.0, 1.0, 0.0), scores, y)
-    return _reduce(losses, dscores, sample_weight, reduction)
+    weight = _by_class(sample_weight, class_weight, y, dscores[0].size)
+    return _reduce(losses, dscores, weight, reduction)
 
 
-def squared_hinge(scores, y, *, sample_weight=None, reduction="mean"):
+def squared_hinge(scores, y, *, sample_weight=None, class_weight=None, reduction="mean"):
     """l = Σ_{j≠y} max(0, s_j − s_y + 1)², or binary max(0, 1 − y s)²."""
     losses, dscores = _margin_loss(lambda h: h * h, lambda h: 2.0 * h, scores, y)
-    return _reduce(losses, dscores, sample_weight, reduction)
+    weight = _by_class(sample_weight, class_weight, y, dscores[0].size)
+    return _reduce(losses, dscores, weight, reduction)
 
 
-def binary_cross_entropy(scores, y, *, sample_weight=None, reduction="mean"):
-    """l = −1/m Σ (y ln a + (1−y) ln(1−a)),  dl/ds = 1/m (a − y),  with a = sigmoid(s) and y in [0, 1]."""
+def binary_cross_entropy(scores, y, *, sample_weight=None, label_smoothing=0.0, reduction="mean"):
+    """l = −1/m Σ (y ln a + (1−y) ln(1−a)),  dl/ds = 1/m (a − y),  with a = sigmoid(s) and y in [0, 1];
+    y (1−e) + e/2 in its place."""
     s, y = _pair(scores, y)
     if not np.all((y >= 0.0) & (y <= 1.0)):
         raise ValueError("y: expected values in [0, 1]")
+    y = y * (1.0 - label_smoothing) + label_smoothing / 2
     losses = y * np.logaddexp(0.0, -s) + (1.0 - y) * np.logaddexp(0.0, s)  # −ln sigmoid(s) = ln(1 + e^−s)
     return _reduce(*_mean_over_outputs(losses, expit(s) - y), sample_weight, reduction)
 
@@ -164,6 +177,14 @@ def mae(pred, target, *, sample_weight=None, reduction="mean"):
     """l = 1/m Σ |p − t|,  dl/dp = 1/m sign(p − t), 0 at 0."""
     p, t = _pair(pred, target)
     return _reduce(*_mean_over_outputs(np.abs(p - t), np.sign(p - t)), sample_weight, reduction)
+
+
+def huber(pred, target, *, delta=1.0, sample_weight=None, reduction="mean"):
+    """l = 1/m Σ h(a),  a = p − t,  h = a²/2 where |a| ≤ δ, δ (|a| − δ/2) beyond;  dl/dp = 1/m clip(a, −δ, δ)."""
+    p, t = _pair(pred, target)
+    a = p - t
+    losses = np.where(np.abs(a) <= delta, a * a / 2, delta * (np.abs(a) - delta / 2))
+    return _reduce(*_mean_over_outputs(losses, np.clip(a, -delta, delta)), sample_weight, reduction)
 
 
 def msle(pred, target, *, sample_weight=None, reduction="mean"):
@@ -240,6 +261,7 @@ def _update(optimizer, param, grad, moments, *, step, lr, momenta, n=1, l1_total
     if s["l1_mode"] == "subgradient":
         g = g + l1 * np.sign(param)
     keep = {"coupled": 1.0, "decoupled": 1 - lr * decay, "independent": 1 - decay}[s["decay"]]
+    keep = max(0.0, keep) if s["decay_floor"] else keep
     before, after = (1.0, keep) if s["decay_order"] == "after" else (keep, 1.0)
     proximal = l1 if s["l1_mode"] == "prox" else 0.0
     if rule == "nesterov" and proximal > 0:
@@ -416,14 +438,14 @@ class MLP:
 
 
 _LOSSES = {
-    f.__name__: f for f in (softmax_cross_entropy, hinge, squared_hinge, binary_cross_entropy, mse, mae, msle)
+    f.__name__: f for f in (softmax_cross_entropy, hinge, squared_hinge, binary_cross_entropy, mse, mae, msle, huber)
 }
 
 
-def _evaluate(loss, scores, y, sample_weight=None):
+def _evaluate(loss, scores, y, sample_weight=None, options=None):
     """(mean loss, dscores) of a loss given by name or as a callable (scores, y) -> (value, dscores)."""
     if not callable(loss):
-        return _LOSSES[loss](scores, y, sample_weight=sample_weight)
+        return _LOSSES[loss](scores, y, sample_weight=sample_weight, **options or {})
     if sample_weight is not None:
         raise ValueError("sample_weight: expected None with a loss of your own")
     return loss(scores, y)
@@ -444,14 +466,16 @@ class Trainer:
     `restore_best` showed a better one, and an equal early-stopping rule goes on counting unless it had stopped.
     """
 
-    def __init__(self, net, *, loss, optimizer, batch_size=32, shuffle=True, seed=None, n_threads=None):
+    def __init__(self, net, *, loss, optimizer, batch_size=32, shuffle=True, seed=None, n_threads=None,
+                 loss_options=None):
+        self.loss_options = loss_options or {}
         self.net, self.loss, self.optimizer = MLP.from_network(net), loss, optimizer
         self.batch_size, self.shuffle = batch_size, shuffle
         self.seed = (np.random.SeedSequence().entropy if seed is None else int(seed)) & _MASK
         self.moments = [[np.full_like(p, optimizer.first_moment) for _ in optimizer.moment_names]
                         for p in self.net.params]
         self.l1_total = 0.0
-        self.step, self.epoch, self.history = 0, 0, SimpleNamespace(loss=[], val_loss=[], lr=[])
+        self.step, self.epoch, self.history = 0, 0, SimpleNamespace(loss=[], val_loss=[], accuracy=[], lr=[])
         self._watch = None  # the early-stopping rule, its best value and parameters, the epochs waited
         self._continuation = None  # the parameters shown, and those to go on from
         self._penalised = [True, optimizer.decays_bias] * len(self.net.weights)
@@ -474,7 +498,8 @@ class Trainer:
         self._continuation = None
         try:
             for _ in range(epochs):
-                loss, lr = self._epoch(X, y, w)
+                loss, lr, correct = self._epoch(X, y, w)
+                self.history.accuracy.append(correct)
                 self.history.loss.append(loss)
                 self.history.val_loss.append(self._validate(validation_data))
                 self.history.lr.append(lr)
@@ -508,12 +533,13 @@ class Trainer:
         if opt.shows_theta:
             _shift(net.params, moments, -opt.momentum_at(step, self.epoch))
         order = _shuffle(self.seed, self.epoch, n) if self.shuffle else np.arange(n)
-        seen = 0.0  # Σ w_i l_i
+        seen, correct, weights = 0.0, 0.0, 0.0  # Σ w_i l_i, right predictions, Σ w_i
         with np.errstate(over="ignore", invalid="ignore"):
             for batch, start in enumerate(range(0, n, self.batch_size)):
                 rows = order[start : start + self.batch_size]
                 lr = opt.lr_at(step, self.epoch, self.history)
-                value, grads = self._batch(net, X[rows], y[rows], w[rows], step)
+                value, weight, grads, right = self._batch(net, X[rows], y[rows], w[rows], step)
+                correct, weights = correct + right, weights + weight
                 if opt.clip_value is not None:
                     grads = [np.clip(g, -opt.clip_value, opt.clip_value) for g in grads]
                 norm = np.sqrt(sum(np.sum(g * g) for g in grads))
@@ -532,34 +558,39 @@ class Trainer:
                 step += 1
         if opt.shows_theta:
             _shift(net.params, moments, opt.momentum_at(step, self.epoch + 1))
-        penalty, share = 0.0, 1 / self.batch_size if opt.settings["penalty_scale"] == "batch" else 1.0
+        penalty, share = 0.0, 1 / min(self.batch_size, n) if opt.settings["penalty_scale"] == "batch" else 1.0
         for p, penalised in zip(net.params, self._penalised, strict=True):
             if penalised:
                 penalty += share * (opt.l1 * np.abs(p).sum() + opt.l2 * (p * p).sum())
         self.net.flat[:], self.moments, self.l1_total = net.flat, moments, l1_total
         self.step, self.epoch = step, self.epoch + 1
-        return float(seen / w.sum() + penalty), lr
+        return float(seen / weights + penalty), lr, correct / n
 
     def _batch(self, net, X, y, w, step):
-        """Σ w_i l_i over the batch, and the gradients of Σ w_i l_i / Σ w_i (zero without weight)."""
+        """Σ w_i l_i over the batch, Σ w_i, the gradients of their quotient (zero without weight), right predictions."""
         shapes = [(len(X), width) for width in net.sizes[1:-1]]
         masks = [_dropout(self.seed, step, k, shape, net.dropout) for k, shape in enumerate(shapes)] + [1.0]
         inputs, outputs = net._forward(X, masks)
         scores = outputs[-1]
-        if self.loss == "msle" and not np.all(scores > -1.0):
-            return np.nan, net._backward(np.zeros_like(scores), inputs, outputs, masks)  # outside the domain
+        labelled = self.loss in ("softmax_cross_entropy", "hinge", "squared_hinge")
+        right = accuracy(scores, y) * len(X) if labelled else np.nan
+        if "class_weight" in self.loss_options:
+            w = _by_class(w, self.loss_options["class_weight"], y, scores.shape[1])
+        options = {name: value for name, value in self.loss_options.items() if name != "class_weight"}
+        if self.loss == "msle" and not np.all(scores > -1.0):  # outside the domain
+            return np.nan, w.sum(), net._backward(np.zeros_like(scores), inputs, outputs, masks), right
         if w.sum() > 0.0:
-            value, dscores = _evaluate(self.loss, scores, y, None if callable(self.loss) else w)
+            value, dscores = _evaluate(self.loss, scores, y, None if callable(self.loss) else w, options)
         else:
             value, dscores = 0.0, np.zeros_like(scores)
-        return value * w.sum(), net._backward(dscores, inputs, outputs, masks)
+        return value * w.sum(), w.sum(), net._backward(dscores, inputs, outputs, masks), right
 
     def _validate(self, validation_data):
         """The loss over (X, y) or (X, y, sample_weight), without dropout and penalties."""
         if validation_data is None:
             return np.nan
-        X, *y_and_weight = validation_data
-        return _evaluate(self.loss, self.net.forward(X), *y_and_weight)[0]
+        X, y, weight = (*validation_data, None)[:3]
+        return _evaluate(self.loss, self.net.forward(X), y, weight, self.loss_options)[0]
 
 
 def _shift(params, moments, gamma):

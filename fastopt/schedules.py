@@ -52,7 +52,7 @@ class Schedule:
         for field in dataclasses.fields(self):
             least, most, kind = self._ranges.get(field.name, (0.0, math.inf, float))
             given = getattr(self, field.name)
-            if field.name == "per" or isinstance(given, (str, tuple)):
+            if field.name in ("per", "monitor", "starts", "values"):
                 continue
             checked = (boundary.integer(field.name, given, least) if kind is int
                        else boundary.number(field.name, given, least=least))
@@ -96,11 +96,14 @@ class Piecewise(Schedule):
     (0.5, 0.9)
     """
 
-    starts: tuple = ()
-    values: tuple = ()
+    starts: tuple
+    values: tuple
 
     def __post_init__(self):
         super().__post_init__()
+        for name in ("starts", "values"):
+            if not isinstance(getattr(self, name), (tuple, list)):
+                raise TypeError(f"{name} must be a tuple of numbers, got {getattr(self, name)!r}")
         if len(self.starts) != len(self.values):
             raise ValueError(f"starts and values must be of one length, got {len(self.starts)} and {len(self.values)}")
         starts = tuple(boundary.integer(f"starts[{i}]", t, 0) for i, t in enumerate(self.starts))
@@ -128,8 +131,8 @@ class StepDecay(Schedule):
     [1.0, 1.0, 0.5, 0.5, 0.25]
     """
 
-    every: int = 1
-    factor: float = 0.1
+    every: int
+    factor: float
 
     _ranges = {"every": (1, math.inf, int), "factor": (0.0, 1.0, float)}
 
@@ -148,7 +151,7 @@ class Exponential(Schedule):
     0.125
     """
 
-    factor: float = 0.99
+    factor: float
 
     _ranges = {"factor": (0.0, 1.0, float)}
 
@@ -158,7 +161,7 @@ class Exponential(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class InverseScaling(Schedule):
-    """value / (t + 1)**power; scikit-learn's "invscaling" counts the same way.
+    """value / (t + 1)**power, the "invscaling" of scikit-learn's SGDRegressor, which makes a step a sample.
 
     Examples
     --------
@@ -186,7 +189,7 @@ class Cosine(Schedule):
     [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]
     """
 
-    length: int = 1
+    length: int
     warmup: int = 0
     least: float = 0.0
 
@@ -218,9 +221,9 @@ class OneCycle(Schedule):
     [0.1, 0.55, 1.0, 0.5, 0.0]
     """
 
-    length: int = 1
-    first: float = 0.0
-    last: float = 0.0
+    length: int
+    first: float
+    last: float
     rise: float = 0.3
 
     _ranges = {"length": (1, math.inf, int), "rise": (0.0, 1.0, float)}
@@ -262,6 +265,8 @@ class ReduceOnPlateau(Schedule):
         super().__post_init__()
         boundary.choice("monitor", self.monitor, ("val_loss", "loss"))
         boundary.choice("per", self.per, ("epoch",))
+        if self.least > self.value:
+            raise ValueError(f"least must be at most value={self.value!r}, got {self.least!r}")
 
     def __call__(self, t):
         raise TypeError("ReduceOnPlateau needs the history of a Trainer")

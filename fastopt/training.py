@@ -13,18 +13,22 @@ import numpy as np
 from . import adaptive, boundary, files, schedules
 from ._dispatch import core
 from .errors import DivergenceError
+from .losses import predicted
 from .network import MLP
-from .optim import SGD, Optimizer, kernel_settings
+from .optim import SGD, kernel_settings
 
 ROWS_A_VALIDATION_CHUNK = 4096
-HISTORY = ("loss", "val_loss", "lr", "seconds")
+HISTORY = ("loss", "val_loss", "accuracy", "val_accuracy", "lr", "seconds")
 OPTIMIZERS = {cls.__name__: cls for cls in
               (SGD, adaptive.AdaGrad, adaptive.RMSProp, adaptive.AdaDelta, adaptive.Adam, adaptive.AdamW)}
 
 
 class History:
-    """What each epoch of a Trainer gave: `loss`, `val_loss`, `lr` and `seconds`, one entry an epoch.
+    """What each epoch of a Trainer gave, one entry an epoch: `loss`, `val_loss`, `accuracy`, `val_accuracy`, `lr` and
+    `seconds`.
 
+    `accuracy` is the share of the epoch's samples whose highest score, as seen in training, was at their label, counted
+    beside the loss; nan for losses without labels.
     `val_loss` is nan for an epoch without validation data, and inf where that loss was not finite; `lr` is the
     learning rate of the epoch's last step.
     """
@@ -155,6 +159,8 @@ class Trainer:
         Of the orders and of dropout; drawn afresh by default.
     n_threads : int, optional
         Upper bound; changes no result.
+    loss_options : dict, optional
+        What the loss's function takes beside weights: `class_weight`, `label_smoothing`, `delta`.
 
     Attributes
     ----------
@@ -181,16 +187,20 @@ class Trainer:
     True
     """
 
-    def __init__(self, net, *, loss, optimizer, batch_size=32, shuffle=True, seed=None, n_threads=None):
+    def __init__(self, net, *, loss, optimizer, batch_size=32, shuffle=True, seed=None, n_threads=None,
+                 loss_options=None):
         if not isinstance(net, MLP):
             raise TypeError(f"net must be an MLP, got {type(net).__name__}")
-        if not isinstance(optimizer, Optimizer):
+        if type(optimizer) not in OPTIMIZERS.values():
             raise TypeError(f"optimizer must be an SGD or another of fastopt's, got {type(optimizer).__name__}")
         if not callable(loss):
             boundary.choice("loss", loss, boundary.LABEL_LOSSES + boundary.TARGET_LOSSES)
         optimizer.check_fits(net.dtype)
         if loss == "softmax_cross_entropy" and net.sizes[-1] < 2:
             raise ValueError("softmax_cross_entropy needs at least two outputs: one is binary_cross_entropy's")
+        self._class_weight, self._smoothing, self._delta = boundary.loss_options(loss, loss_options, net.sizes[-1])
+        self._loss_options = {name: value.tolist() if isinstance(value, np.ndarray) else value
+                              for name, value in (loss_options or {}).items()}
         self._net, self._loss, self._optimizer = net, loss, optimizer
         self._batch_size = boundary.integer("batch_size", batch_size, 1)
         self._shuffle = boundary.flag("shuffle", shuffle)
@@ -266,6 +276,9 @@ class Trainer:
             data = self._data("X", X, "y", y, sample_weight)
             validation = self._validation(validation_data)
             watch = self._watch_for(early_stopping, validation)
+            lr = self._optimizer.lr
+            if isinstance(lr, schedules.ReduceOnPlateau) and lr.monitor == "val_loss" and validation is None:
+                raise ValueError("lr: ReduceOnPlateau monitors val_loss, but there is no validation_data")
             callbacks = _callables("callbacks", callbacks)
             partial = self._state["partial"]
             if partial is not None and partial[3] != data.features.n:
@@ -305,7 +318,11 @@ class Trainer:
             labels = boundary.labels(y_name, y, n, n_out, signs=n_out == 1)
         else:
             targets = boundary.targets(y_name, y, (n, n_out), net.dtype, self._loss)
-        return _Data(array, y, features, labels, targets, boundary.sample_weight(sample_weight, n, net.dtype))
+            if self._loss == "binary_cross_entropy":
+                targets = boundary.smoothed(targets, self._smoothing)
+        weight = boundary.sample_weight(sample_weight, n, net.dtype)
+        weight = boundary.weight_by_class(weight, self._class_weight, labels, n_out, net.dtype)
+        return _Data(array, y, features, labels, targets, weight)
 
     def _validation(self, validation_data):
         if validation_data is None:
@@ -337,7 +354,7 @@ class Trainer:
         n = data.features.n
         engine = kernels.Engine(
             net.sizes, net.activation_codes(), min(self._batch_size, n),
-            -1 if callable(self._loss) else kernels.LOSSES[self._loss], kernel_settings(optimizer),
+            -1 if callable(self._loss) else kernels.LOSSES[self._loss], self._loss_option, kernel_settings(optimizer),
             len(optimizer.moment_names), net.dropout, self._seed,
         )
         engine.load(self._parameters(), self._moments)
@@ -394,12 +411,12 @@ class Trainer:
         started = time.perf_counter()
         n, n_batches = len(order), -(-len(order) // self._batch_size)
         updates = self._state["updates"]
-        first, loss_sum, weight_sum, _ = self._state["partial"] or (0, 0.0, 0.0, n)
+        first, loss_sum, weight_sum, _, n_correct = self._state["partial"] or (0, 0.0, 0.0, n, 0.0)
         if self._shuffle:
             engine.set_order(order, self._state["epoch"])
         rates, momenta = self._rates_and_momenta(updates, n_batches - first)
-        engine.begin_epoch(order, rates, momenta, first, updates, loss_sum, weight_sum, self._state["l1_total"],
-                           check_finite)
+        engine.begin_epoch(order, rates, momenta, first, updates, loss_sum, weight_sum, n_correct,
+                           self._state["l1_total"], check_finite)
         if self._stopping:
             engine.request_stop()
         try:
@@ -420,7 +437,9 @@ class Trainer:
         if outcome == "diverged" and engine.error is not None:
             raise engine.error
         if outcome == "diverged" or not engine.parameters_finite():
-            what = "the loss is" if outcome == "diverged" else "at the epoch's end the parameters are"
+            what = "at the epoch's end the parameters, or what the optimizer keeps of them, are"
+            if outcome == "diverged":
+                what = "the loss is" if self._optimizer.clip_norm is None else "the loss, or its gradient's norm, is"
             batch = min(engine.next_batch, n_batches - 1)
             raise DivergenceError(f"epoch {self.epoch}, batch {batch}: {what} not finite; the network is as after the "
                                   f"last epoch that was finite")
@@ -437,16 +456,18 @@ class Trainer:
     def _rates_and_momenta(self, updates, n):
         """Of the epoch's remaining n steps, and the momentum of the next epoch's first."""
         optimizer, epoch, history = self._optimizer, self.epoch, self._history
-        rates, momenta = np.empty(n), np.empty(n + 1)
-        for i in range(n):
-            rates[i] = optimizer.lr_at(updates + i, epoch, history)
-            momenta[i] = optimizer.momentum_at(updates + i, epoch)
-            if not callable(optimizer.lr) and not callable(optimizer.momentum):
-                rates[:], momenta[:] = rates[i], momenta[i]
-                break
-            boundary.fits(f"lr({updates + i})", rates[i], self._net.dtype)
-        momenta[n] = optimizer.momentum_at(updates + n, epoch + 1)
-        return rates, momenta
+        steps = range(updates, updates + n)
+        if _by_step(optimizer.lr):
+            rates = np.array([boundary.fits(f"lr({t})", optimizer.lr_at(t), self._net.dtype) for t in steps])
+        else:
+            rate = optimizer.lr_at(updates, epoch, history)
+            rates = np.full(n, boundary.fits(f"lr({epoch})", rate, self._net.dtype))
+        if _by_step(optimizer.momentum):
+            momenta = np.array([optimizer.momentum_at(t) for t in steps])
+        else:
+            momenta = np.full(n, optimizer.momentum_at(updates, epoch))
+        last = optimizer.momentum_at(updates + n, epoch + 1) if optimizer.shows_theta else 0.0
+        return rates, np.append(momenta, last)
 
     def _run_with_python_loss(self, engine, data, order, workers):
         net = self._net
@@ -469,7 +490,7 @@ class Trainer:
         net, optimizer = self._net, self._optimizer
         changes = {
             "updates": engine.update_count, "l1_total": engine.l1_total, "continuation": None, "watch": watch,
-            "partial": (engine.next_batch, engine.loss_sum, engine.weight_sum, n),
+            "partial": (engine.next_batch, engine.loss_sum, engine.weight_sum, n, engine.n_correct),
         }
         if not optimizer.shows_theta:
             engine.store(net.flat, self._moments, self._state, changes)
@@ -483,10 +504,14 @@ class Trainer:
 
     def _end_epoch(self, engine, validation, watch, entries):
         """What follows an epoch's last batch: its entries in the history, and the watch after them, returned."""
-        history, state = self._history, self._state
+        history, state, n = self._history, self._state, self._state["partial"][3]
         mean = engine.loss_sum / engine.weight_sum if engine.weight_sum > 0 else 0.0
-        entries["loss"] = mean + self._penalty()
-        entries["val_loss"] = math.nan if validation is None else self._validation_loss(validation)
+        entries["loss"] = mean + self._penalty(n)
+        labelled = self._loss in boundary.LABEL_LOSSES
+        entries["accuracy"] = engine.n_correct / n if labelled else math.nan
+        entries["val_loss"] = entries["val_accuracy"] = math.nan
+        if validation is not None:
+            entries["val_loss"], entries["val_accuracy"] = self._validate(validation)
         copies = []
         if watch is not None:
             watch, copies = watch.after(entries[watch.rule.monitor], self._net.flat)
@@ -506,9 +531,9 @@ class Trainer:
             stop |= answer is True
         return stop
 
-    def _penalty(self):
+    def _penalty(self, n):
         optimizer = self._optimizer
-        share = 1 / self._batch_size if optimizer.settings["penalty_scale"] == "batch" else 1
+        share = 1 / min(self._batch_size, n) if optimizer.settings["penalty_scale"] == "batch" else 1
         l1, l2 = optimizer.l1 * share, optimizer.l2 * share
         if l1 == 0 and l2 == 0:
             return 0.0
@@ -516,10 +541,15 @@ class Trainer:
         sums = [core(self._net.dtype).call_penalty(array.reshape(-1)) for array in arrays]
         return l1 * math.fsum(s[0] for s in sums) + l2 * math.fsum(s[1] for s in sums)
 
-    def _validation_loss(self, data):
-        """The weighted mean loss over a data set; inf where scores overflow or leave the loss's domain."""
-        value = self._evaluate(data)
-        return value if math.isfinite(value) else math.inf
+    @property
+    def _loss_option(self):
+        """The one that the loss's kernel takes."""
+        return self._delta if self._loss == "huber" else self._smoothing
+
+    def _validate(self, data):
+        """The weighted mean loss over a data set, inf where scores overflow or leave its domain, and the accuracy."""
+        value, accuracy = self._evaluate(data)
+        return value if math.isfinite(value) else math.inf, accuracy
 
     def _scores(self, X):
         """The network's scores; nan where they overflow."""
@@ -533,16 +563,20 @@ class Trainer:
         n = data.features.n
         if callable(self._loss):
             scores = self._scores(data.X)
-            return boundary.loss_result(self._loss(scores.copy(), data.y), scores)[0]
-        total = 0.0
+            return boundary.loss_result(self._loss(scores.copy(), data.y), scores)[0], math.nan
+        total, n_correct = 0.0, 0 if data.labels is not None else math.nan
         for start in range(0, n, ROWS_A_VALIDATION_CHUNK):
             rows = slice(start, start + ROWS_A_VALIDATION_CHUNK)
             scores = self._scores(data.X[rows])
             labels, targets, weight = (None if a is None else a[rows] for a in (data.labels, data.targets, data.weight))
             losses = np.empty(len(scores), net.dtype)
-            kernels.call_loss(kernels.LOSSES[self._loss], scores, labels, targets, None, losses, np.empty_like(scores))
+            kernels.call_loss(kernels.LOSSES[self._loss], scores, labels, targets, None, losses, np.empty_like(scores),
+                              self._loss_option)
+            if labels is not None:
+                n_correct += int(np.count_nonzero(predicted(scores) == labels))
             total += kernels.call_weighted_sum(losses, weight)
-        return total / (n if data.weight is None else kernels.call_weighted_sum(data.weight, None))
+        total /= n if data.weight is None else kernels.call_weighted_sum(data.weight, None)
+        return total, n_correct / n
 
     def __getstate__(self):
         """All but what belongs to a running fit and to this machine."""
@@ -581,7 +615,7 @@ class Trainer:
         description = {
             "kind": "checkpoint",
             "network": files.network_description(self._net),
-            "loss": None if callable(self._loss) else self._loss,
+            "loss": None if callable(self._loss) else self._loss, "loss_options": self._loss_options,
             "optimizer": {"name": type(optimizer).__name__} | {
                 field.name: _stored(getattr(optimizer, field.name)) for field in dataclasses.fields(optimizer)},
             "batch_size": self._batch_size, "shuffle": self._shuffle, "seed": self._seed, "n_threads": self._n_threads,
@@ -624,11 +658,14 @@ class Trainer:
         with files.refusing(path):
             # files of the first builds name none
             rule = OPTIMIZERS[options.pop("name", "SGD")]
-            optimizer = rule(**options | {name: given[name] for name in fields if options[name] is None})
+            # stands for a callable, which is put in its place below
+            optimizer = rule(**options | {name: 0.5 for name in fields if options[name] is None})
             trainer = cls(
                 files.network_from(MLP, description["network"], tensors["flat"]),
                 loss=stored["loss"] or given["loss"], optimizer=optimizer, batch_size=description["batch_size"],
                 shuffle=description["shuffle"], seed=description["seed"], n_threads=description["n_threads"],
+                # a loss that replaces the stored one comes without its options, as files of the first builds do
+                loss_options=None if given["loss"] is not None else description.get("loss_options"),
             )
             trainer._restore(tensors, description)
         if given["loss"] is not None:
@@ -644,9 +681,11 @@ class Trainer:
 
     def _restore(self, tensors, description):
         """All that a fresh trainer of that description lacks; what does not fit together is a ValueError."""
+        epoch = boundary.integer("epoch", description["epoch"], 0)
+        # files of the first builds have no accuracy
+        tensors = {name: np.full(epoch, math.nan) for name in ("accuracy", "val_accuracy")} | tensors
         for name in HISTORY:
             getattr(self._history, name).extend(tensors[name].tolist())
-        epoch = boundary.integer("epoch", description["epoch"], 0)
         if any(tensors[name].shape != (epoch,) for name in HISTORY):
             raise ValueError(f"the history has not {epoch} entries a column")
         flats = {name: boundary.data(name, tensors[name], self._net.flat.shape, self._net.dtype)
@@ -655,10 +694,11 @@ class Trainer:
             self._moments[...] = boundary.data("velocity", tensors["velocity"], self._moments.shape, self._net.dtype)
         partial, watch = description["partial"], description["watch"]
         if partial is not None:
-            batch, loss_sum, weight_sum, n = partial
+            batch, loss_sum, weight_sum, n, n_correct = (*partial, 0.0)[:5]
             n = boundary.integer("samples", n, 1)
             partial = (boundary.integer("batch", batch, 1, -(-n // self._batch_size)),
-                       boundary.number("loss", loss_sum), boundary.number("weight", weight_sum, least=0.0), n)
+                       boundary.number("loss", loss_sum), boundary.number("weight", weight_sum, least=0.0), n,
+                       boundary.number("n_correct", n_correct, least=0.0))
         if watch is not None:
             rule = dict(watch)
             best, waited = boundary.one_number("best", rule.pop("best")), rule.pop("waited")
@@ -671,9 +711,14 @@ class Trainer:
         )
 
 
+def _by_step(value):
+    """Whether a rate or a momentum may be another at every step."""
+    return callable(value) and getattr(value, "per", "step") == "step"
+
+
 def _stored(value):
     """A hyper-parameter as a file holds it; None for a callable."""
-    if isinstance(value, schedules.Schedule):
+    if type(value) in schedules.SCHEDULES.values():
         return {"schedule": type(value).__name__} | dataclasses.asdict(value)
     return None if callable(value) else value
 

@@ -2,7 +2,8 @@
 #
 # A step has two phases of independent units. The rows phase takes blocks of the batch's rows through forward, loss
 # and the gradients of the activations, all with the weights of the step before; the weights phase takes blocks of a
-# layer's inputs through the weight gradient and, while it is in the first-level cache, the update.
+# layer's inputs through the weight gradient and, while it is in the first-level cache, the update. (Where the
+# gradient's norm must be known first, the gradient is kept and a third phase updates.)
 #
 # In the rows phase vector lanes run along the batch's rows: what belongs to a group of LANES rows lies side by side,
 # [out][LANES], as the tiles leave it and as the next layer's want it; only X is transposed, in registers. In the
@@ -66,6 +67,7 @@ cdef class Engine:
     cdef Py_ssize_t batch, row_block
     cdef bint streamed
     cdef int loss, n_moments
+    cdef double loss_option         # label_smoothing or delta
     cdef Settings settings
     cdef double dropout
     cdef uint64_t seed
@@ -88,6 +90,7 @@ cdef class Engine:
     cdef real* scores
     cdef real* dscores
     cdef real* losses
+    cdef real* correct
     cdef real* batch_weight
     cdef real* factor
     cdef int64_t* batch_labels
@@ -102,6 +105,7 @@ cdef class Engine:
     cdef readonly uint64_t update_count
     cdef readonly double loss_sum, weight_sum
     cdef readonly double l1_total   # of the cumulative penalty
+    cdef readonly double n_correct  # samples whose highest score was at their label
     cdef int outcome
     cdef readonly object error
     cdef double next_check
@@ -112,13 +116,14 @@ cdef class Engine:
     cdef int64_t stop_requested
     cdef int64_t bad_input
 
-    def __cinit__(self, sizes, activations, Py_ssize_t batch, int loss, dict settings, int n_moments, double dropout,
-                  uint64_t seed):
+    def __cinit__(self, sizes, activations, Py_ssize_t batch, int loss, double loss_option, dict settings,
+                  int n_moments, double dropout, uint64_t seed):
         cdef Layer* layer
         cdef Py_ssize_t i, r, j, weights = 0, size, rows = whole(batch, LANES)
         self.memory = []
         self.n_layers = len(sizes) - 1
         self.batch = batch
+        self.loss_option = loss_option
         self.loss, self.settings, self.n_moments = loss, settings_from(settings), n_moments
         self.dropout, self.seed = dropout, seed
         self.layers = <Layer*> self.allocate(self.n_layers * sizeof(Layer))
@@ -163,6 +168,7 @@ cdef class Engine:
         self.scores = self.allocate_reals(batch * size)
         self.dscores = self.allocate_reals(batch * size)
         self.losses = self.allocate_reals(rows)
+        self.correct = self.allocate_reals(rows)
         self.batch_weight = self.allocate_reals(batch)
         self.factor = self.allocate_reals(rows)
         self.batch_labels = <int64_t*> self.allocate(rows * sizeof(int64_t))
@@ -226,13 +232,18 @@ cdef class Engine:
             flat += layer.n_out
 
     def parameters_finite(self):
+        """Whether the parameters are, and what the rule keeps"""
         cdef Layer* layer
-        cdef int i
+        cdef int i, j
         for i in range(self.n_layers):
             layer = &self.layers[i]
             if not (all_finite(layer.weight, whole(layer.n_in, LANES) * layer.n_out)
                     and all_finite(layer.bias, layer.n_out)):
                 return False
+            for j in range(self.n_moments):
+                if not (all_finite(layer.weight_moments[j], whole(layer.n_in, LANES) * layer.n_out)
+                        and all_finite(layer.bias_moments[j], layer.n_out)):
+                    return False
         return True
 
     # -- data ---------------------------------------------------------------------------------------------------
@@ -251,11 +262,11 @@ cdef class Engine:
 
     def begin_epoch(self, const int64_t[::1] order, const double[::1] rates, const double[::1] momenta,
                     Py_ssize_t first_batch, uint64_t update_count, double loss_sum, double weight_sum,
-                    double l1_total, bint check_finite):
+                    double n_correct, double l1_total, bint check_finite):
         """An epoch over `order` from first_batch on; rates and momenta are those of its remaining batches, and of the
         next epoch's first."""
         self.order, self.rates, self.momenta = order, rates, momenta
-        self.l1_total = l1_total
+        self.n_correct, self.l1_total = n_correct, l1_total
         self.first_batch = self.next_batch = first_batch
         self.last_batch = (self.features.n + self.batch - 1) // self.batch
         self.update_count = update_count
@@ -317,6 +328,8 @@ cdef class Engine:
             self.outcome = DIVERGED
         else:
             self.loss_sum += batch_sum
+            if self.labels is not None:
+                self.n_correct += weighted_sum(self.correct, NULL, self.n)
             self.weight_sum += weighted_sum(self.batch_weight, NULL, self.n) if weighted else self.n
 
     cdef void gather_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
@@ -476,9 +489,11 @@ cdef class Engine:
         for r from r0 <= r < r1 by LANES:
             n = min(r1 - r, <Py_ssize_t> LANES)
             lanes = vectors(n) * VL
+            if self.labels is not None:
+                correct_lanes(layer.output + r * k, self.batch_labels + r, self.correct + r, n, lanes, k)
             if self.loss == SOFTMAX_CROSS_ENTROPY and k <= SUM_LANES and not (given or scores_only):
                 softmax_cross_entropy_lanes(layer.output + r * k, self.batch_labels + r, self.factor + r,
-                                            self.losses + r, layer.doutput + r * k, lanes, k, 0)
+                                            self.losses + r, layer.doutput + r * k, lanes, k, self.loss_option)
                 continue
             if not given:
                 transpose(layer.output + r * k, lanes, k, n, self.scores + r * k, k)
@@ -486,7 +501,7 @@ cdef class Engine:
                 continue
             if not given:
                 loss_rows(self.loss, self.scores + r * k, self.batch_labels + r, self.batch_targets + r * k,
-                          self.factor + r, self.losses + r, self.dscores + r * k, n, k, 0)
+                          self.factor + r, self.losses + r, self.dscores + r * k, n, k, self.loss_option)
             transpose(self.dscores + r * k, k, n, k, layer.doutput + r * k, lanes)
 
     cdef void backward_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
@@ -623,6 +638,8 @@ cdef class Engine:
                 squares += <double> layer.squares[j]
             for j in range(layer.n_out):
                 squares += <double> layer.bias_gradient[j] * <double> layer.bias_gradient[j]
+        if squares - squares != 0:
+            self.outcome = DIVERGED
         scale_for_norm(&self.weight_update, self.settings.clip_norm, squares)
         scale_for_norm(&self.bias_update, self.settings.clip_norm, squares)
 
@@ -685,6 +702,8 @@ cdef class Engine:
             self.outcome = PAUSED
         elif self.phase == WEIGHTS and self.settings.clip_norm < INFINITY:
             self.scale_gradient()
+            if self.outcome == DIVERGED:
+                return 0
             self.phase = UPDATE
         else:
             self.next_batch += 1

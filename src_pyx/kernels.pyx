@@ -16,6 +16,7 @@ cdef enum:
     MSE
     MAE
     MSLE
+    HUBER
     SGD_STEP
     MOMENTUM_STEP
     NESTEROV_STEP
@@ -26,7 +27,7 @@ cdef void* table[2][N_KERNELS]  # float32, float64
 
 def _fill_table():
     names = ("dense_forward dense_backward activation_backward softmax softmax_cross_entropy hinge squared_hinge "
-             "binary_cross_entropy mse mae msle sgd_step momentum_step nesterov_step").split()
+             "binary_cross_entropy mse mae msle huber sgd_step momentum_step nesterov_step").split()
     for row, dtype in enumerate(("float32", "float64")):
         for column, name in enumerate(names):
             capsule = core(dtype).__pyx_capi__[name]
@@ -112,6 +113,12 @@ cdef void mae(const real* pred, const real* target, const real* factor, real* lo
 cdef void msle(const real* pred, const real* target, const real* factor, real* losses, real* dpred,
                Py_ssize_t n, Py_ssize_t m) noexcept nogil:
     target_loss(MSLE, pred, target, factor, losses, dpred, n, m)
+
+
+cdef void huber(const real* pred, const real* target, const real* factor, real* losses, real* dpred,
+                Py_ssize_t n, Py_ssize_t m, double delta) noexcept nogil:
+    (<void (*)(const real*, const real*, const real*, real*, real*, Py_ssize_t, Py_ssize_t, double) noexcept nogil>
+     kernel(HUBER, dpred))(pred, target, factor, losses, dpred, n, m, delta)
 
 
 cdef void sgd_step(real* param, const real* grad, Py_ssize_t n, double lr, double weight_decay,

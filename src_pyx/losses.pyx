@@ -14,6 +14,7 @@ cdef enum Loss:
     MSE
     MAE
     MSLE
+    HUBER
 
 
 cdef inline real sum_lanes(vec* lanes) noexcept nogil:
@@ -254,9 +255,14 @@ cdef inline INLINED hinge_rows(bint squared, const real* scores, const int64_t* 
         dscores[i * k + y[i]] = -vlane(f, 0) * sum_lanes(slopes)
 
 
-cdef inline INLINED_VEC element_loss(int loss, vec pred, vec target, vec* dpred) noexcept nogil:
+cdef inline INLINED_VEC element_loss(int loss, vec pred, vec target, vec delta, vec* dpred) noexcept nogil:
     """The loss of each lane and its derivative."""
     cdef vec a
+    if loss == HUBER:
+        # d (a - d/2) with d = a brought into [-delta, delta]
+        a = pred - target
+        dpred[0] = vselect_less(delta, a, delta, vselect_less(a, -delta, -delta, a))
+        return dpred[0] * (a - vset(0.5) * dpred[0])
     if loss == BINARY_CROSS_ENTROPY:
         # log(1 + e**s) - t s = |s| (t or 1 - t) + log(1 + e**-|s|), where no large terms cancel
         a = vabs(pred) * vselect_less(pred, vset(0), target, 1 - target)
@@ -283,8 +289,9 @@ cdef inline INLINED_VEC element_loss(int loss, vec pred, vec target, vec* dpred)
 
 
 cdef inline INLINED element_rows(int loss, const real* pred, const real* target, const real* factor, real* losses,
-                                 real* dpred, Py_ssize_t n, Py_ssize_t m) noexcept nogil:
+                                 real* dpred, Py_ssize_t n, Py_ssize_t m, double delta=1) noexcept nogil:
     """Row i's loss is the mean of its m element losses."""
+    cdef vec bound = vset(<real> delta)
     cdef vec sums[MAX_SUM_VECTORS]
     cdef vec p, loss_of, d, f
     cdef Py_ssize_t i, j
@@ -293,7 +300,7 @@ cdef inline INLINED element_rows(int loss, const real* pred, const real* target,
         # a sample a lane
         for i from 0 <= i < n by VL:
             p = load_up_to(pred + i, n - i, 0)
-            loss_of = element_loss(loss, p, load_up_to(target + i, n - i, 0), &d)
+            loss_of = element_loss(loss, p, load_up_to(target + i, n - i, 0), bound, &d)
             f = load_up_to(factor + i, n - i, 0) if factor != NULL else vset(1)
             store_up_to(losses + i, vfma(p, vset(0), loss_of), n - i)
             store_up_to(dpred + i, f * d, n - i)
@@ -304,7 +311,7 @@ cdef inline INLINED element_rows(int loss, const real* pred, const real* target,
         lane = 0
         for j from 0 <= j < m by VL:
             p = load_up_to(pred + i * m + j, m - j, 0)
-            loss_of = element_loss(loss, p, load_up_to(target + i * m + j, m - j, 0), &d)
+            loss_of = element_loss(loss, p, load_up_to(target + i * m + j, m - j, 0), bound, &d)
             loss_of = vfma(p, vset(0), loss_of)
             store_up_to(dpred + i * m + j, loss_of, m - j)
             if m - j < VL:
@@ -369,11 +376,43 @@ cdef api void msle(const real* pred, const real* target, const real* factor, rea
     element_rows(MSLE, pred, target, factor, losses, dpred, n, m)
 
 
+cdef api void huber(const real* pred, const real* target, const real* factor, real* losses, real* dpred,
+                    Py_ssize_t n, Py_ssize_t m, double delta) noexcept nogil:
+    """losses = the mean over m of a**2 / 2, or delta (|a| - delta / 2) where |a| > delta; a = pred - target"""
+    element_rows(HUBER, pred, target, factor, losses, dpred, n, m, delta)
+
+
+cdef void correct_lanes(const real* scores, const int64_t* y, real* correct, Py_ssize_t n, Py_ssize_t lanes,
+                        Py_ssize_t k) noexcept nogil:
+    """correct[i] = whether sample i's highest score, the first of equals, is at its label; scores are (k, lanes)
+
+    For k = 1 and labels -1 and 1, a positive score is 1's.
+    """
+    cdef real labels[MAX_VL]
+    cdef vec highest, at, s
+    cdef Py_ssize_t i, j, part
+    for i from 0 <= i < n by VL:
+        part = min(n - i, <Py_ssize_t> VL)
+        for j in range(VL):
+            labels[j] = <real> y[i + min(j, part - 1)]
+        highest, at = vload(scores + i), vset(0)
+        if k == 1:
+            at = vselect_less(vset(0), highest, vset(1), vset(-1))
+        for j in range(1, k):
+            s = vload(scores + j * lanes + i)
+            at = vselect_less(highest, s, vset(<real> j), at)
+            highest = vselect_less(highest, s, s, highest)
+        s = vabs(at - vload(labels))
+        store_up_to(correct + i, vselect_less(s, vset(0.5), vset(1), vset(0)), part)
+
+
 cdef void loss_rows(int loss, const real* scores, const int64_t* labels, const real* targets, const real* factor,
-                    real* losses, real* dscores, Py_ssize_t n, Py_ssize_t k, double label_smoothing) noexcept nogil:
-    """The kernel of that number: labels for the classifiers, targets for the others."""
+                    real* losses, real* dscores, Py_ssize_t n, Py_ssize_t k, double option) noexcept nogil:
+    """The kernel of that number: labels for the classifiers, targets for the others; its label_smoothing or delta."""
     if loss == SOFTMAX_CROSS_ENTROPY:
-        softmax_cross_entropy(scores, labels, factor, losses, dscores, n, k, label_smoothing)
+        softmax_cross_entropy(scores, labels, factor, losses, dscores, n, k, option)
+    elif loss == HUBER:
+        huber(scores, targets, factor, losses, dscores, n, k, option)
     elif loss == HINGE:
         hinge(scores, labels, factor, losses, dscores, n, k)
     elif loss == SQUARED_HINGE:
@@ -405,18 +444,19 @@ LOSSES = {
     "mse": MSE,
     "mae": MAE,
     "msle": MSLE,
+    "huber": HUBER,
 }
 
 
 def call_loss(int loss, const real[:, ::1] scores, const int64_t[::1] labels, const real[:, ::1] targets,
-              const real[::1] factor, real[::1] losses, real[:, ::1] dscores, double label_smoothing=0.0):
+              const real[::1] factor, real[::1] losses, real[:, ::1] dscores, double option=0.0):
     cdef Py_ssize_t n = scores.shape[0], k = scores.shape[1]
     cdef const int64_t* labels_start = &labels[0] if labels is not None else NULL
     cdef const real* targets_start = &targets[0, 0] if targets is not None else NULL
     cdef const real* factor_start = &factor[0] if factor is not None else NULL
     with nogil:
         loss_rows(loss, &scores[0, 0], labels_start, targets_start, factor_start, &losses[0], &dscores[0, 0],
-                  n, k, label_smoothing)
+                  n, k, option)
 
 
 def call_softmax(const real[:, ::1] scores, real[:, ::1] out):

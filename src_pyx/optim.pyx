@@ -1,5 +1,5 @@
 # Update rules, in place. One body: what conventions differ in are numbers of an Update, and l1 in its proximal mode
-# acts such that the minimiser reached is that of loss + l1 * sum(|param|) as written, under every rule.
+# acts such that the minimiser reached is that of loss + l1 * sum(|param|) as written.
 
 cdef enum Rule:
     SGD
@@ -24,7 +24,7 @@ cdef enum Decay:
 
 cdef struct Settings:               # of an optimizer: what its `settings` in Python says
     int rule, l1_mode, decay
-    bint decay_after, rate_inside, damp_first, per_batch, eps_inside, decay_bias
+    bint decay_after, decay_floor, rate_inside, damp_first, per_batch, eps_inside, decay_bias
     double dampening, weight_decay, l1, l2, beta, eps, clip_value, clip_norm
 
 cdef struct Update:                 # the numbers of one step
@@ -77,6 +77,8 @@ cdef Update update_at(const Settings* s, int64_t step, double lr, double momentu
     u.weight_decay = <real> ((decay if s.decay == COUPLED else 0) + (2 * s.l2 * share if penalised else 0))
     if s.decay != COUPLED:
         left = 1 - (decay if s.decay == INDEPENDENT else lr * decay)
+        if s.decay_floor and left < 0:
+            left = 0
     u.keep_before = <real> (1 if s.decay_after else left)
     u.keep_after = <real> (left if s.decay_after else 1)
     u.scale, u.clip = 1, <real> s.clip_value

@@ -91,15 +91,16 @@ for name, rule in {
     "torch": {"convention": "torch", "momentum": 0.875, "dampening": 0.25, "weight_decay": 0.125},
     "keras": {"convention": "keras", "momentum": 0.875, "nesterov": True, "weight_decay": 0.125},
     "sklearn_sgd": {"convention": "sklearn_sgd", "l1": 0.015625, "weight_decay": 0.125},
-    "adagrad": {"name": "AdaGrad", "l1": 0.015625, "initial": 0.125},
+    "adagrad": {"name": "AdaGrad", "l1": 0.015625, "l1_mode": "prox", "initial": 0.125},
     "rmsprop": {"name": "RMSProp", "momentum": 0.5, "eps": 0.0078125},
     "adadelta": {"name": "AdaDelta", "eps": 0.0078125, "l2": 0.03125},
-    "adam": {"name": "Adam", "l1": 0.015625, "eps_inside": True},
+    "adam": {"name": "Adam", "l1": 0.015625, "l1_mode": "prox", "eps_inside": True},
     "clip_norm": {"momentum": 0.875, "clip_norm": 0.0625, "decay_bias": True, "l2": 0.03125},
     "clip_value": {"clip_value": 0.0009765625},
     "adamw": {"name": "AdamW", "weight_decay": 0.125, "decay_bias": True},
 }.items():
     TRAININGS[name] = TRAININGS["mse, tanh"] | {"rule": {"lr": 0.015625} | rule}
+TRAININGS["huber"] = TRAININGS["mse, tanh"] | {"loss": "huber"}
 
 SHAPES = [(1, 1, 1), (1, 37, 5), (7, 3, 33), (67, 259, 3), (97, 131, 67)]  # n, in, out
 
@@ -325,6 +326,8 @@ GOLDEN = {
     "clip_value, float64": "cc7cc30c2b52d71d",
     "adamw, float32": "5a8de6cb501e0c51",
     "adamw, float64": "7983a49830f98cb0",
+    "huber, float32": "ebdd6a0c231b2f3e",
+    "huber, float64": "ea8dbc940c46e7b5",
     "kernels, float32": "2f0f547ff53993ec",
     "kernels, float64": "6ad2fa1495af7b43",
 }

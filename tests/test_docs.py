@@ -1,10 +1,16 @@
-"""Every Python block of the README and of docs/ runs as printed: one namespace a file, top to bottom."""
+"""Every Python block of the README and of docs/ runs as printed, one namespace a file, top to bottom; so do the examples
+of the docstrings."""
 
+import doctest
+import importlib
 import importlib.util
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+
+import fastopt
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,3 +43,18 @@ def test_links_lead_somewhere(path):
 
 def test_blocks_are_found():
     assert len(BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))) >= 8
+
+
+MODULES = [name for _, name, _ in pkgutil.iter_modules(fastopt.__path__) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_docstrings(name):
+    result = doctest.testmod(importlib.import_module(f"fastopt.{name}"))
+    assert result.failed == 0
+
+
+def test_examples_are_found():
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    modules = [importlib.import_module(f"fastopt.{name}") for name in MODULES]
+    assert sum(len(test.examples) > 0 for module in modules for test in finder.find(module)) >= 38

@@ -25,7 +25,7 @@ SCORES, LABELS = RNG.standard_normal((6, 3)), np.array([0, 2, 1, 1, 0, 2])
 UNIT, SIGNS = RNG.random((6, 3)), np.array([1, -1, -1, 1, 1, -1])
 W = np.array([1.0, 0.5, 2.0, 0.0, 1.0, 3.0])
 LABEL_LOSSES = ("softmax_cross_entropy", "hinge", "squared_hinge")
-TARGET_LOSSES = ("binary_cross_entropy", "mse", "mae", "msle")
+TARGET_LOSSES = ("binary_cross_entropy", "mse", "mae", "msle", "huber")
 
 
 def network(**options):
@@ -54,7 +54,7 @@ def method(name):
 
 
 def loss_call(name, y):
-    first, second = ("pred", "target") if name in ("mse", "mae", "msle") else ("scores", "y")
+    first, second = ("pred", "target") if name in ("mse", "mae", "msle", "huber") else ("scores", "y")
     scores = SCORES[:, 0] if y is SIGNS else np.abs(SCORES) if name == "msle" else SCORES
     arguments = {first: scores, second: y, "sample_weight": W, "reduction": "mean"}
     return getattr(fo, name), partial(copy.deepcopy, arguments)
@@ -216,7 +216,7 @@ ARRAYS = [
     *((name, a) for name in LABEL_LOSSES for a in ("scores", "y", "sample_weight")),
     *((name, a) for name in ("hinge binary", "squared_hinge binary", "binary_cross_entropy")
       for a in ("scores", "y", "sample_weight")),
-    *((name, a) for name in ("mse", "mae", "msle") for a in ("pred", "target", "sample_weight")),
+    *((name, a) for name in ("mse", "mae", "msle", "huber") for a in ("pred", "target", "sample_weight")),
     ("softmax", "scores"), ("accuracy", "scores"), ("accuracy", "y"),
     *((name, "grad") for name in ("sgd_step", "momentum_step", "nesterov_step")),
     ("check_gradient", "x"),

@@ -12,7 +12,7 @@ dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 activations = pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])
 batches = pytest.mark.parametrize("n", [1, 2, 7])
 LABELS = ("softmax_cross_entropy", "hinge", "squared_hinge")
-LOSSES = (*LABELS, "binary_cross_entropy", "mse", "mae", "msle")
+LOSSES = (*LABELS, "binary_cross_entropy", "mse", "mae", "msle", "huber")
 
 
 def problem(loss, shape, seed=0):

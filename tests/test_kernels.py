@@ -214,6 +214,11 @@ LOSSES = [
     pytest.param("squared_hinge", "signs", {}, id="squared_hinge binary"),
     pytest.param("binary_cross_entropy", "unit", {}, id="binary_cross_entropy"),
     *(pytest.param(name, "positive", {}, id=name) for name in ("mse", "mae", "msle")),
+    pytest.param("binary_cross_entropy", "unit", {"label_smoothing": 0.25}, id="binary smoothing"),
+    pytest.param("huber", "positive", {}, id="huber"),
+    pytest.param("huber", "positive", {"delta": 0.1}, id="huber 0.1"),
+    pytest.param("hinge", "signs", {"class_weight": [0.5, 2.0]}, id="hinge class_weight"),
+    pytest.param("squared_hinge", "signs", {"class_weight": [0.5, 2.0]}, id="squared_hinge class_weight"),
 ]
 losses = pytest.mark.parametrize(("name", "kind", "options"), LOSSES)
 

@@ -40,6 +40,7 @@ RULES = {
         (fo.SGD, {"l1": 0.1, "l1_mode": "cumulative", "momentum": 0.9}, "it needs momentum=0"),
         (fo.SGD, {"l1": 0.1, "momentum": 0.9, "convention": "torch"}, "needs lr_in_velocity=True"),
         (fo.SGD, {"l1": 0.1, "weight_decay": 0.1, "decay": "decoupled"}, "needs decay="),
+        (fo.SGD, {"clip_norm": 1.0, "clip_value": 1.0}, "exclude each other"),
         (fo.SGD, {"momentum": schedules.ReduceOnPlateau(0.9)}, "ReduceOnPlateau is for lr"),
         *[(fo.SGD, {name: -0.1}, f"{name} must be") for name in ("l1", "l2", "weight_decay", "momentum")],
         *[(fo.SGD, {name: math.nan}, f"{name} must be") for name in ("lr", "l1", "l2", "weight_decay", "momentum")],
@@ -50,7 +51,7 @@ RULES = {
         (fo.Adam, {"clip_norm": 1.0, "clip_value": 1.0}, "exclude each other"),
         (fo.AdaGrad, {"initial": -1.0}, "initial must be"),
         (fo.RMSProp, {"rho": 1.0}, "rho must be"),
-        (fo.RMSProp, {"momentum": 0.9, "l1": 0.1}, "needs l1_mode="),
+        (fo.RMSProp, {"momentum": 0.9, "l1": 0.1, "l1_mode": "prox"}, "needs l1_mode="),
         (fo.AdaDelta, {"eps_inside": False}, "eps_inside must be True"),
         (fo.Adam, {"beta1": -0.1}, "beta1 must be"),
         (fo.Adam, {"beta2": 1.0}, "beta2 must be"),
@@ -59,12 +60,15 @@ RULES = {
         (schedules.Constant, {"value": math.nan}, "value must be"),
         (schedules.Constant, {"value": -1.0}, "value must be"),
         (schedules.Constant, {"value": 1.0, "per": "batch"}, "per must be one of"),
-        (schedules.StepDecay, {"value": 1.0, "every": 0}, "every must be"),
+        (schedules.StepDecay, {"value": 1.0, "every": 0, "factor": 0.5}, "every must be"),
         (schedules.Exponential, {"value": 1.0, "factor": 1.5}, "factor must be at most 1.0, got 1.5"),
         (schedules.Cosine, {"value": 1.0, "length": 5, "warmup": 5}, "warmup must be below length=5, got 5"),
         (schedules.Piecewise, {"value": 1.0, "starts": (3, 2), "values": (1, 1)}, "starts must rise"),
         (schedules.Piecewise, {"value": 1.0, "starts": (3,), "values": ()}, "of one length"),
         (schedules.Piecewise, {"value": 1.0, "starts": (3,), "values": (math.nan,)}, "values.0. must be"),
+        (schedules.ReduceOnPlateau, {"value": 1.0, "least": 2.0}, "least must be at most value=1.0, got 2.0"),
+        (fo.SGD, {"weight_decay": 1.5, "decay": "independent"}, "weight_decay must be at most 1"),
+        (penalties.to_sklearn, {"l1": 1e308, "l2": 1e308}, "alpha must be finite"),
         (schedules.ReduceOnPlateau, {"value": 1.0, "monitor": "accuracy"}, "monitor must be one of"),
         (penalties.from_sklearn, {"alpha": 1.0, "l1_ratio": 1.5}, "l1_ratio must be at most 1"),
         (penalties.from_liblinear, {"C": 0.0, "n_samples": 5}, "C must be"),
@@ -75,6 +79,23 @@ def test_refused(make, options, message):
     needs_lr = isinstance(make, type) and issubclass(make, fo.optim.Optimizer)
     with pytest.raises(ValueError, match=message):
         make(**({"lr": 0.1} if needs_lr else {}) | options)
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (schedules.Constant, ("0.1",), "value must be a real number"),
+        (schedules.StepDecay, ((1, 2), 3, 0.5), "value must be a real number"),
+        (schedules.Cosine, (0.1, "10"), "length must be"),
+        (schedules.Piecewise, (0.5, 10, 0.9), "starts must be a tuple"),
+        (schedules.Cosine, (0.1,), "length"),
+        (schedules.OneCycle, (0.1, 10), "first"),
+        (schedules.StepDecay, (0.1,), "every"),
+    ],
+)
+def test_schedules_of_other_types(make, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        make(*arguments)
 
 
 def test_a_loop_refuses_what_only_a_trainer_knows():
@@ -100,7 +121,7 @@ def test_eps_that_vanishes_in_the_dtype(dtype):
     if dtype == "float64":
         fo.Trainer(net, loss="mse", optimizer=optimizer)
     else:
-        with pytest.raises(ValueError, match="eps=1e-60 is 0 in float32"):
+        with pytest.raises(ValueError, match="eps must be at least 1.2e-32 in float32, got 1e-60"):
             fo.Trainer(net, loss="mse", optimizer=optimizer)
 
 
@@ -125,6 +146,107 @@ def test_clipping_acts_before_decay_and_on_any_number_of_threads(clip, dtype, n_
     if clip.get("clip_norm") == 1e9:
         clip = {}
         assert run(fo, 1).tobytes() == ours.tobytes()
+
+
+# -- what goes wrong in training --------------------------------------------------------------------------------
+
+
+def test_a_plateau_needs_what_it_monitors():
+    trainer = fo.Trainer(fo.MLP([2, 1]), loss="mse", optimizer=fo.SGD(schedules.ReduceOnPlateau(0.1)), seed=0)
+    with pytest.raises(ValueError, match="ReduceOnPlateau monitors val_loss, but there is no validation_data"):
+        trainer.fit(np.ones((4, 2)), np.ones(4), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "value"),
+    [(fo.AdaGrad(0.1), 1e20), (fo.RMSProp(0.1), 1e20), (fo.SGD(0.1, clip_norm=1.0), 1e20), (fo.Adam(0.1), 1e25)],
+)
+def test_what_the_rule_keeps_must_stay_finite(optimizer, value):
+    """Squares of 1e40 are infinite in float32, and steps by their root 0: the parameters alone would look well."""
+    net = fo.MLP([2, 1], seed=0)
+    before = net.flat.copy()
+    trainer = fo.Trainer(net, loss="mae", optimizer=optimizer, batch_size=4, shuffle=False)
+    with pytest.raises(fo.DivergenceError):
+        trainer.fit(np.full((8, 2), value), np.ones(8), epochs=3)
+    assert (net.flat == before).all()
+
+
+def test_a_loop_refuses_a_norm_that_overflows():
+    weight, optimizer = np.ones((2, 2)), fo.SGD(0.1, clip_norm=1.0)
+    with pytest.raises(OverflowError, match="the norm of grads overflows"):
+        optimizer.update(weight, np.full((2, 2), 1e200), optimizer.init(weight))
+    assert (weight == 1).all()
+
+
+def test_classes_of_ones_own_are_refused():
+    """They would be trained by the parent's rule and could not be stored."""
+
+    class Mine(fo.Adam):
+        pass
+
+    with pytest.raises(TypeError, match="optimizer must be an SGD or another of fastopt's, got Mine"):
+        fo.Trainer(fo.MLP([2, 1]), loss="mse", optimizer=Mine(0.1))
+
+
+def test_a_state_is_of_one_rule():
+    weight = np.ones((2, 2))
+    with pytest.raises(ValueError, match="state was made for another rule: adadelta, not adam"):
+        fo.Adam(0.1).update(weight, weight, fo.AdaDelta().init(weight))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "decay"),
+    [(fo.SGD(0.1, weight_decay=0.1, convention="torch"), [True]), (fo.Adam(0.1, decay_bias=False, l2=0.1), [False])],
+)
+def test_a_bare_vector_whose_decay_is_said(optimizer, decay):
+    assert optimizer.init(np.ones(3)).decay == decay
+    with pytest.raises(ValueError, match="decay must be given for a bare 1-D array"):
+        fo.Adam(0.1, l2=0.1).init(np.ones(3))
+
+
+def test_a_momentum_from_a_table_is_not_asked_past_its_end():
+    table = [0.5] * 8
+    trainer = fo.Trainer(fo.MLP([2, 1], seed=0), loss="mse", optimizer=fo.SGD(0.1, momentum=lambda s: table[s]), seed=0)
+    trainer.fit(np.ones((32, 2)), np.ones(32), epochs=8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"lr": -1, "momentum": 0.5}, ValueError, "lr must be"),
+        ({"lr": "x", "momentum": 0.5}, TypeError, "lr must be"),
+        ({"lr": 0.1, "momentum": 1.5}, ValueError, "momentum must be"),
+    ],
+)
+def test_load_names_a_wrong_argument(arguments, error, message, tmp_path):
+    optimizer = fo.SGD(lambda step: 0.1, momentum=lambda step: 0.5)
+    fo.Trainer(fo.MLP([2, 1]), loss="mse", optimizer=optimizer).save(tmp_path / "run.ckpt")
+    with pytest.raises(error, match=message) as info:
+        fo.Trainer.load(tmp_path / "run.ckpt", **arguments)
+    assert not isinstance(info.value, fo.ModelFormatError)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"decay": "independent", "weight_decay": 0.01},
+        {"decay": "independent", "weight_decay": 0.01, "decay_order": "after", "momentum": 0.9},
+        {"decay": "decoupled", "weight_decay": 0.5, "decay_order": "after", "decay_bias": True},
+        {"decay": "decoupled", "weight_decay": 50.0, "convention": "sklearn_sgd"},
+        {"lr_in_velocity": False, "momentum": 0.5, "dampening": 0.25, "penalty_scale": "batch", "l2": 0.5},
+        {"momentum": 0.5, "l1": 0.1, "l1_mode": "subgradient", "penalty_scale": "batch"},
+    ],
+)
+def test_flags_as_the_reference(options):
+    X, t = regression()
+    runs = []
+    for impl in (fo, reference):
+        net = fo.MLP([8, 3, 1], "tanh", dtype="float64", seed=1)
+        trainer = impl.Trainer(net, loss="mse", optimizer=fo.SGD(0.05, **options), batch_size=16, seed=3)
+        history = trainer.fit(X, t, epochs=5)
+        runs.append((trainer.net.flat, history.loss))
+    np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(runs[0][1], runs[1][1], rtol=1e-12)
 
 
 # -- what is reached --------------------------------------------------------------------------------------------
@@ -156,9 +278,9 @@ def minimum(X, t, l1, l2):
 
 
 OPTIMIZERS = {rule: lambda rule=rule, **p: fo.SGD(0.05, **RULES[rule], **p) for rule in RULES} | {
-    "adagrad": lambda **p: fo.AdaGrad(0.5, **p),
-    "rmsprop": lambda **p: fo.RMSProp(schedules.Exponential(0.02, 0.997), **p),
-    "adam": lambda **p: fo.Adam(schedules.Exponential(0.1, 0.995), **p),
+    "adagrad": lambda **p: fo.AdaGrad(0.5, **p, l1_mode="prox"),
+    "rmsprop": lambda **p: fo.RMSProp(schedules.Exponential(0.02, 0.997), **p, l1_mode="prox"),
+    "adam": lambda **p: fo.Adam(schedules.Exponential(0.1, 0.995), **p, l1_mode="prox"),
     "after, momentum": lambda **p: fo.SGD(0.05, momentum=schedules.Piecewise(0.5, (300,), (0.9,)), **p),
     "after, nesterov": lambda **p: fo.SGD(
         0.05, momentum=schedules.Piecewise(0.5, (300,), (0.9,)), nesterov=True, **p
@@ -177,7 +299,8 @@ def test_the_minimum_as_written(rule, l1, l2):
     assert abs(found - best) < 1e-8
     assert (net.weights[0] == 0).any() == (l1 > 0)
     sklearn = pytest.importorskip("sklearn.linear_model")
-    by_descent = sklearn.ElasticNet(**penalties.to_sklearn(l1, l2, loss_scale=2), tol=1e-14, max_iter=10**6).fit(X, t)
+    theirs = penalties.to_sklearn(l1, l2, loss_scale=2)
+    by_descent = sklearn.ElasticNet(**theirs, tol=1e-14, max_iter=10**6).fit(X, t)
     assert abs(found - objective(by_descent.coef_, by_descent.intercept_, X, t, l1, l2)) < 1e-8
 
 
@@ -274,13 +397,16 @@ RESUMED = {
         schedules.Cosine(0.05, 30, warmup=5), momentum=schedules.Piecewise(0.5, (3,), (0.9,), per="epoch"),
         nesterov=True, l1=0.01,
     ),
-    "one cycle": lambda: fo.SGD(schedules.OneCycle(0.05, 30, 0.01), convention="torch", momentum=0.9, weight_decay=0.1),
+    "one cycle": lambda: fo.SGD(
+        schedules.OneCycle(0.05, 30, 0.01, 0.0), convention="torch", momentum=0.9, weight_decay=0.1,
+    ),
     "cumulative": lambda: fo.SGD(schedules.InverseScaling(0.02), l1=0.1, convention="sklearn_sgd"),
     "clip_norm": lambda: fo.SGD(0.05, momentum=0.9, nesterov=True, clip_norm=0.2, l1=0.01),
     "adagrad": lambda: fo.AdaGrad(0.1, initial=0.5, weight_decay=0.1),
     "rmsprop": lambda: fo.RMSProp(0.01, momentum=0.5),
     "adadelta": lambda: fo.AdaDelta(l1=0.01),
     "adam": lambda: fo.Adam(0.01, l1=0.01),
+    "adam, prox": lambda: fo.Adam(0.01, l1=0.01, l1_mode="prox"),
     "adamw": lambda: fo.AdamW(schedules.StepDecay(0.01, 2, 0.5, per="epoch"), eps_inside=True),
 }  # fmt: skip
 
@@ -332,3 +458,35 @@ def test_a_callable_momentum_is_passed_again(tmp_path):
     again.fit(X, t, epochs=1)
     trainer.fit(X, t, epochs=1)
     assert again.net.flat.tobytes() == trainer.net.flat.tobytes()
+
+
+# -- the range test ---------------------------------------------------------------------------------------------
+
+
+def test_lr_range():
+    X, t = regression()
+    net = fo.MLP([8, 1], dtype="float64", seed=0)
+    before = net.flat.copy()
+    found = fo.lr_range_test(net, X, t, loss="mse", optimizer=fo.SGD(0.1), low=1e-4, high=1e3, steps=60, seed=0)
+    assert (net.flat == before).all()
+    assert len(found.lr) == len(found.loss) <= 60
+    np.testing.assert_allclose(found.lr, np.geomspace(1e-4, 1e3, 60)[: len(found.lr)])
+    # squared errors of this curvature fall up to a rate of some tenths, and explode beyond
+    assert 1e-3 < found.suggestion < 0.3
+    assert found.loss[-1] > 1e3 * found.loss[0] or len(found.lr) < 60
+    constant = fo.optim.SGD(0.1)
+    flat = fo.lr_range_test(net, X, t, loss=lambda s, y: (1.0, 0 * s), optimizer=constant, steps=5, seed=0)
+    assert math.isnan(flat.suggestion)
+    plt = pytest.importorskip("matplotlib.pyplot")
+    axes = found.plot()
+    assert axes.get_xscale() == "log"
+    plt.close(axes.figure)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"low": 0.0}, "low must be"), ({"low": 2.0, "high": 1.0}, "high must be above"), ({"steps": 1}, "steps must be")],
+)
+def test_lr_range_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        fo.lr_range_test(fo.MLP([2, 1]), np.ones((4, 2)), np.ones(4), loss="mse", optimizer=fo.SGD(0.1), **options)

@@ -23,7 +23,7 @@ FUNCTIONS = {
 
 
 def test_names():
-    losses = "softmax_cross_entropy hinge squared_hinge binary_cross_entropy mse mae msle"
+    losses = "softmax_cross_entropy hinge squared_hinge binary_cross_entropy mse mae msle huber"
     others = "dense_forward dense_backward softmax accuracy sgd_step momentum_step nesterov_step"
     assert set(FUNCTIONS) == {*losses.split(), *others.split()}
 
@@ -72,9 +72,11 @@ LOSSES = [  # every loss in every shape it takes: name, scores, y, options
     pytest.param("binary_cross_entropy", S[:, 0], UNIT[:, 0], {}, id="binary_cross_entropy (n,)"),
     pytest.param("binary_cross_entropy", S[:, :1], UNIT[:, 0], {}, id="binary_cross_entropy (n, 1)"),
     pytest.param("binary_cross_entropy", S, UNIT, {}, id="binary_cross_entropy (n, m)"),
+    pytest.param("binary_cross_entropy", S, UNIT, {"label_smoothing": 0.2}, id="binary label_smoothing"),
+    pytest.param("huber", POSITIVE, UNIT, {"delta": 0.5}, id="huber 0.5"),
     *(
         pytest.param(name, pred, target, {}, id=f"{name} {shape}")
-        for name in ("mse", "mae", "msle")
+        for name in ("mse", "mae", "msle", "huber")
         for shape, pred, target in [
             ("(n,)", POSITIVE[:, 0], UNIT[:, 0]),
             ("(n, 1)", POSITIVE[:, :1], UNIT[:, 0]),
@@ -84,6 +86,28 @@ LOSSES = [  # every loss in every shape it takes: name, scores, y, options
 ]
 losses = pytest.mark.parametrize(("name", "scores", "y", "options"), LOSSES)
 weights = pytest.mark.parametrize("w", [None, [0.5, 2.0, 0.0, 1.0, 3.0, 0.25]], ids=["", "weighted"])
+
+
+@weights
+@pytest.mark.parametrize("module", [fo, reference])
+@pytest.mark.parametrize(
+    ("name", "scores", "y", "by_class"),
+    [
+        ("softmax_cross_entropy", S, LABELS, [0.5, 2.0, 0.0, 1.0]),
+        ("hinge", S, LABELS, [0.5, 2.0, 0.0, 1.0]),
+        ("squared_hinge", S, LABELS, [0.5, 2.0, 0.0, 1.0]),
+        ("hinge", S[:, 0], SIGNS, [0.5, 2.0]),
+        ("squared_hinge", S[:, :1], SIGNS, [0.5, 2.0]),
+    ],
+)
+def test_class_weights_multiply_sample_weights(name, scores, y, by_class, module, w):
+    loss = getattr(module, name)
+    both = np.array(by_class)[y if scores.ndim > 1 and scores.shape[1] > 1 else (y + 1) // 2] * (1 if w is None else w)
+    for reduction in ("mean", "sum", "none"):
+        value, dscores = loss(scores, y, sample_weight=w, class_weight=by_class, reduction=reduction)
+        expected, dexpected = loss(scores, y, sample_weight=both, reduction=reduction)
+        np.testing.assert_array_equal(value, expected)
+        np.testing.assert_array_equal(dscores, dexpected)
 
 
 def differences(f, x, h=1e-6):

@@ -29,7 +29,7 @@ from fastopt import files, reference
 
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 LABELLED = ["softmax_cross_entropy", "hinge", "squared_hinge"]
-LOSSES = [*LABELLED, "binary_cross_entropy", "mse", "mae", "msle"]
+LOSSES = [*LABELLED, "binary_cross_entropy", "mse", "mae", "msle", "huber"]
 losses = pytest.mark.parametrize("loss", LOSSES)
 RULES = {
     "sgd": {},
@@ -1157,7 +1157,7 @@ def test_other_files_are_refused(kind, tmp_path):
 
 
 TAMPERED = {  # what a hand that knows the format may write: tensors and description, from good ones
-    "newer format": lambda t, d, m: m.update(format="2"),
+    "newer format": lambda t, d, m: m.update(format=str(files.FORMAT + 1)),
     "no tensors": lambda t, d, m: t.clear(),
     "too few parameters": lambda t, d, m: t.update(flat=t["flat"][:8]),
     "another dtype": lambda t, d, m: t.update(flat=t["flat"].astype("float16")),
@@ -1219,6 +1219,28 @@ def test_tampered_files_are_refused(kind, change, tmp_path):
     metadata["fastopt"] = json.dumps(description)
     content = files.signed(tensors, metadata)
     assert outcome(load, tmp_path / "file", content) is fo.ModelFormatError
+
+
+def test_a_checkpoint_of_format_1(tmp_path):
+    """It named no optimizer and no options of the loss, and had no accuracy."""
+    X, y, net = problem("hinge", [4, 5, 3])
+    trainer = fo.Trainer(net, loss="hinge", optimizer=fo.SGD(0.1, **RULES["nesterov"]), batch_size=8, seed=0)
+    trainer.fit(X, y, epochs=2)
+    trainer.save(tmp_path / "new")
+    content = (tmp_path / "new").read_bytes()
+    tensors = safetensors.numpy.load(content)
+    metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    description = json.loads(metadata["fastopt"])
+    kept = ("lr", "momentum", "nesterov", "weight_decay", "l1", "l2", "decay_bias")
+    description["optimizer"] = {name: description["optimizer"][name] for name in kept}
+    del description["loss_options"], description["l1_total"], tensors["accuracy"], tensors["val_accuracy"]
+    old = files.signed(tensors, metadata | {"format": "1", "fastopt": json.dumps(description)})
+    (tmp_path / "old").write_bytes(old)
+    loaded = fo.Trainer.load(tmp_path / "old")
+    assert np.isnan(loaded.history.accuracy).tolist() == [True, True]
+    for each in (trainer, loaded):
+        each.fit(X, y, epochs=2)
+    assert loaded.net.flat.tobytes() == trainer.net.flat.tobytes()
 
 
 def test_a_newer_format_says_which_version_it_needs(tmp_path):
