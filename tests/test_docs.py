@@ -1,5 +1,5 @@
-"""Every Python block of the README and of docs/ runs as printed, one namespace a file, top to bottom; so do the examples
-of the docstrings."""
+"""Every Python block of the README and of docs/ runs as printed, one namespace a file, top to bottom, and the examples
+of the docstrings do."""
 
 import doctest
 import importlib
