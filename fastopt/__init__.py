@@ -17,6 +17,7 @@ from .losses import (
     softmax,
     softmax_cross_entropy,
     squared_hinge,
+    top_k_accuracy,
 )
 from .lr_range import LRRange, lr_range_test
 from .network import MLP
@@ -28,5 +29,5 @@ __all__ = [
     "ModelFormatError", "RMSProp", "Trainer", "__version__", "accuracy", "binary_cross_entropy", "check_gradient",
     "dense_backward", "dense_forward", "hinge", "huber", "lr_range_test", "mae", "momentum_step", "mse", "msle",
     "nesterov_step", "penalties", "schedules", "sgd_step", "show_config", "softmax", "softmax_cross_entropy",
-    "squared_hinge",
+    "squared_hinge", "top_k_accuracy",
 ]

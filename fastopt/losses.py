@@ -425,9 +425,43 @@ def accuracy(scores, y):
     s = boundary.data("scores", array, (None,) if array.ndim == 1 else (None, None))
     s = s.reshape(len(s), -1)
     labels = boundary.labels("y", y, len(s), s.shape[1], signs=s.shape[1] == 1)
-    return float(np.mean(predicted(s) == labels))
+    return float(np.mean(ranks_of_labels(s, labels) == 0))
 
 
-def predicted(scores):
-    """The label of each row's highest score; of one score its sign, -1 or 1."""
-    return np.where(scores[:, 0] > 0, 1, -1) if scores.shape[1] == 1 else np.argmax(scores, axis=1)
+def top_k_accuracy(scores, y, k):
+    """The share of samples whose label is among the k highest scores, of equal scores the first.
+
+    Parameters
+    ----------
+    scores : array_like (n, K)
+    y : array_like (n,)
+        Integer labels 0 .. K-1.
+    k : int in 1 .. K
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError, TypeError
+        As the losses, or k out of range.
+
+    Examples
+    --------
+    >>> import fastopt as fo
+    >>> fo.top_k_accuracy([[0.1, 0.7, 0.2], [0.8, 0.15, 0.05]], [2, 2], 2)
+    0.5
+    """
+    s = boundary.data("scores", scores, (None, None))
+    k = boundary.integer("k", k, 1, s.shape[1])
+    return float(np.mean(ranks_of_labels(s, boundary.labels("y", y, len(s), s.shape[1], signs=False)) < k))
+
+
+def ranks_of_labels(scores, labels):
+    """How many classes come before each label; of one score and labels -1 and 1, whether the sign is another."""
+    if scores.shape[1] == 1:
+        return (np.where(scores[:, 0] > 0, 1, -1) != labels).astype(int)
+    at_label = np.take_along_axis(scores, labels[:, None], axis=1)
+    first = (scores == at_label) & (np.arange(scores.shape[1]) < labels[:, None])
+    return np.count_nonzero((scores > at_label) | first, axis=1)

@@ -196,6 +196,13 @@ def msle(pred, target, *, sample_weight=None, reduction="mean"):
     return _reduce(*_mean_over_outputs(d * d, 2.0 * d / (1.0 + p)), sample_weight, reduction)
 
 
+def top_k_accuracy(scores, y, k):
+    """The share of samples whose label is among the k highest scores, of equal scores the first."""
+    scores, y = _labels(scores, y)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return float(np.mean(np.any(order[:, :k] == y[:, None], axis=1)))
+
+
 def accuracy(scores, y):
     """Fraction with argmax_j s_j = y (first maximum); for (n,) or (n, 1) scores, with (s > 0) = (y = 1)."""
     scores, y = _float64(scores), np.asarray(y)

@@ -13,22 +13,24 @@ import numpy as np
 from . import adaptive, boundary, files, schedules
 from ._dispatch import core
 from .errors import DivergenceError
-from .losses import predicted
+from .losses import ranks_of_labels
 from .network import MLP
 from .optim import SGD, kernel_settings
 
 ROWS_A_VALIDATION_CHUNK = 4096
-HISTORY = ("loss", "val_loss", "accuracy", "val_accuracy", "lr", "seconds")
+HISTORY = ("loss", "val_loss", "accuracy", "val_accuracy", "top_k_accuracy", "val_top_k_accuracy", "lr", "seconds")
+LATE = HISTORY[2:6]  # that files of the first builds have not
 OPTIMIZERS = {cls.__name__: cls for cls in
               (SGD, adaptive.AdaGrad, adaptive.RMSProp, adaptive.AdaDelta, adaptive.Adam, adaptive.AdamW)}
 
 
 class History:
-    """What each epoch of a Trainer gave, one entry an epoch: `loss`, `val_loss`, `accuracy`, `val_accuracy`, `lr` and
-    `seconds`.
+    """What each epoch of a Trainer gave, one entry an epoch: `loss`, `val_loss`, `accuracy`, `val_accuracy`,
+    `top_k_accuracy`, `val_top_k_accuracy`, `lr` and `seconds`.
 
     `accuracy` is the share of the epoch's samples whose highest score, as seen in training, was at their label, counted
-    beside the loss; nan for losses without labels.
+    beside the loss; `top_k_accuracy` that of those whose label was among the `top_k` highest. nan for losses without
+    labels, or without `top_k`.
     `val_loss` is nan for an epoch without validation data, and inf where that loss was not finite; `lr` is the
     learning rate of the epoch's last step.
     """
@@ -161,6 +163,8 @@ class Trainer:
         Upper bound; changes no result.
     loss_options : dict, optional
         What the loss's function takes beside weights: `class_weight`, `label_smoothing`, `delta`.
+    top_k : int, optional
+        Of `history.top_k_accuracy`; for losses of labels.
 
     Attributes
     ----------
@@ -188,7 +192,7 @@ class Trainer:
     """
 
     def __init__(self, net, *, loss, optimizer, batch_size=32, shuffle=True, seed=None, n_threads=None,
-                 loss_options=None):
+                 loss_options=None, top_k=None):
         if not isinstance(net, MLP):
             raise TypeError(f"net must be an MLP, got {type(net).__name__}")
         if type(optimizer) not in OPTIMIZERS.values():
@@ -201,6 +205,11 @@ class Trainer:
         self._class_weight, self._smoothing, self._delta = boundary.loss_options(loss, loss_options, net.sizes[-1])
         self._loss_options = {name: value.tolist() if isinstance(value, np.ndarray) else value
                               for name, value in (loss_options or {}).items()}
+        if top_k is not None:
+            top_k = boundary.integer("top_k", top_k, 1, max(2, net.sizes[-1]))
+            if loss not in boundary.LABEL_LOSSES:
+                raise ValueError("top_k needs a loss of labels")
+        self._top_k = top_k
         self._net, self._loss, self._optimizer = net, loss, optimizer
         self._batch_size = boundary.integer("batch_size", batch_size, 1)
         self._shuffle = boundary.flag("shuffle", shuffle)
@@ -354,8 +363,8 @@ class Trainer:
         n = data.features.n
         engine = kernels.Engine(
             net.sizes, net.activation_codes(), min(self._batch_size, n),
-            -1 if callable(self._loss) else kernels.LOSSES[self._loss], self._loss_option, kernel_settings(optimizer),
-            len(optimizer.moment_names), net.dropout, self._seed,
+            -1 if callable(self._loss) else kernels.LOSSES[self._loss], self._loss_option, self._top_k or 0,
+            kernel_settings(optimizer), len(optimizer.moment_names), net.dropout, self._seed,
         )
         engine.load(self._parameters(), self._moments)
         engine.bind(data.features, data.labels, data.targets, data.weight)
@@ -411,11 +420,11 @@ class Trainer:
         started = time.perf_counter()
         n, n_batches = len(order), -(-len(order) // self._batch_size)
         updates = self._state["updates"]
-        first, loss_sum, weight_sum, _, n_correct = self._state["partial"] or (0, 0.0, 0.0, n, 0.0)
+        first, loss_sum, weight_sum, _, *counts = self._state["partial"] or (0, 0.0, 0.0, n, 0.0, 0.0)
         if self._shuffle:
             engine.set_order(order, self._state["epoch"])
         rates, momenta = self._rates_and_momenta(updates, n_batches - first)
-        engine.begin_epoch(order, rates, momenta, first, updates, loss_sum, weight_sum, n_correct,
+        engine.begin_epoch(order, rates, momenta, first, updates, loss_sum, weight_sum, *counts,
                            self._state["l1_total"], check_finite)
         if self._stopping:
             engine.request_stop()
@@ -490,7 +499,8 @@ class Trainer:
         net, optimizer = self._net, self._optimizer
         changes = {
             "updates": engine.update_count, "l1_total": engine.l1_total, "continuation": None, "watch": watch,
-            "partial": (engine.next_batch, engine.loss_sum, engine.weight_sum, n, engine.n_correct),
+            "partial": (engine.next_batch, engine.loss_sum, engine.weight_sum, n, engine.n_correct,
+                        engine.n_in_top),
         }
         if not optimizer.shows_theta:
             engine.store(net.flat, self._moments, self._state, changes)
@@ -507,11 +517,13 @@ class Trainer:
         history, state, n = self._history, self._state, self._state["partial"][3]
         mean = engine.loss_sum / engine.weight_sum if engine.weight_sum > 0 else 0.0
         entries["loss"] = mean + self._penalty(n)
-        labelled = self._loss in boundary.LABEL_LOSSES
-        entries["accuracy"] = engine.n_correct / n if labelled else math.nan
-        entries["val_loss"] = entries["val_accuracy"] = math.nan
+        entries |= dict.fromkeys(("val_loss", *LATE), math.nan)
+        if self._loss in boundary.LABEL_LOSSES:
+            entries["accuracy"] = engine.n_correct / n
+        if self._top_k is not None:
+            entries["top_k_accuracy"] = engine.n_in_top / n
         if validation is not None:
-            entries["val_loss"], entries["val_accuracy"] = self._validate(validation)
+            entries |= self._validate(validation)
         copies = []
         if watch is not None:
             watch, copies = watch.after(entries[watch.rule.monitor], self._net.flat)
@@ -547,9 +559,10 @@ class Trainer:
         return self._delta if self._loss == "huber" else self._smoothing
 
     def _validate(self, data):
-        """The weighted mean loss over a data set, inf where scores overflow or leave its domain, and the accuracy."""
-        value, accuracy = self._evaluate(data)
-        return value if math.isfinite(value) else math.inf, accuracy
+        """The entries of a data set: the weighted mean loss, inf where scores overflow or leave its domain, ..."""
+        value, right, in_top = self._evaluate(data)
+        return {"val_loss": value if math.isfinite(value) else math.inf, "val_accuracy": right,
+                "val_top_k_accuracy": in_top}
 
     def _scores(self, X):
         """The network's scores; nan where they overflow."""
@@ -563,8 +576,8 @@ class Trainer:
         n = data.features.n
         if callable(self._loss):
             scores = self._scores(data.X)
-            return boundary.loss_result(self._loss(scores.copy(), data.y), scores)[0], math.nan
-        total, n_correct = 0.0, 0 if data.labels is not None else math.nan
+            return boundary.loss_result(self._loss(scores.copy(), data.y), scores)[0], math.nan, math.nan
+        total, right, in_top = 0.0, 0 if data.labels is not None else math.nan, 0 if self._top_k else math.nan
         for start in range(0, n, ROWS_A_VALIDATION_CHUNK):
             rows = slice(start, start + ROWS_A_VALIDATION_CHUNK)
             scores = self._scores(data.X[rows])
@@ -573,10 +586,12 @@ class Trainer:
             kernels.call_loss(kernels.LOSSES[self._loss], scores, labels, targets, None, losses, np.empty_like(scores),
                               self._loss_option)
             if labels is not None:
-                n_correct += int(np.count_nonzero(predicted(scores) == labels))
+                ranks = ranks_of_labels(scores, labels)
+                right += int(np.count_nonzero(ranks == 0))
+                in_top += int(np.count_nonzero(ranks < (self._top_k or 0)))
             total += kernels.call_weighted_sum(losses, weight)
         total /= n if data.weight is None else kernels.call_weighted_sum(data.weight, None)
-        return total, n_correct / n
+        return total, right / n, in_top / n
 
     def __getstate__(self):
         """All but what belongs to a running fit and to this machine."""
@@ -616,6 +631,7 @@ class Trainer:
             "kind": "checkpoint",
             "network": files.network_description(self._net),
             "loss": None if callable(self._loss) else self._loss, "loss_options": self._loss_options,
+            "top_k": self._top_k,
             "optimizer": {"name": type(optimizer).__name__} | {
                 field.name: _stored(getattr(optimizer, field.name)) for field in dataclasses.fields(optimizer)},
             "batch_size": self._batch_size, "shuffle": self._shuffle, "seed": self._seed, "n_threads": self._n_threads,
@@ -666,6 +682,7 @@ class Trainer:
                 shuffle=description["shuffle"], seed=description["seed"], n_threads=description["n_threads"],
                 # a loss that replaces the stored one comes without its options, as files of the first builds do
                 loss_options=None if given["loss"] is not None else description.get("loss_options"),
+                top_k=None if given["loss"] is not None else description.get("top_k"),
             )
             trainer._restore(tensors, description)
         if given["loss"] is not None:
@@ -682,8 +699,7 @@ class Trainer:
     def _restore(self, tensors, description):
         """All that a fresh trainer of that description lacks; what does not fit together is a ValueError."""
         epoch = boundary.integer("epoch", description["epoch"], 0)
-        # files of the first builds have no accuracy
-        tensors = {name: np.full(epoch, math.nan) for name in ("accuracy", "val_accuracy")} | tensors
+        tensors = {name: np.full(epoch, math.nan) for name in LATE} | tensors
         for name in HISTORY:
             getattr(self._history, name).extend(tensors[name].tolist())
         if any(tensors[name].shape != (epoch,) for name in HISTORY):
@@ -694,11 +710,12 @@ class Trainer:
             self._moments[...] = boundary.data("velocity", tensors["velocity"], self._moments.shape, self._net.dtype)
         partial, watch = description["partial"], description["watch"]
         if partial is not None:
-            batch, loss_sum, weight_sum, n, n_correct = (*partial, 0.0)[:5]
+            batch, loss_sum, weight_sum, n, *counts = partial
+            counts = (*counts, 0.0, 0.0)[:2]
             n = boundary.integer("samples", n, 1)
             partial = (boundary.integer("batch", batch, 1, -(-n // self._batch_size)),
                        boundary.number("loss", loss_sum), boundary.number("weight", weight_sum, least=0.0), n,
-                       boundary.number("n_correct", n_correct, least=0.0))
+                       *(boundary.number("count", count, least=0.0) for count in counts))
         if watch is not None:
             rule = dict(watch)
             best, waited = boundary.one_number("best", rule.pop("best")), rule.pop("waited")

@@ -90,12 +90,13 @@ cdef class Engine:
     cdef real* scores
     cdef real* dscores
     cdef real* losses
-    cdef real* correct
+    cdef real* ranks
     cdef real* batch_weight
     cdef real* factor
     cdef int64_t* batch_labels
     cdef real* batch_targets
     cdef Py_ssize_t n, start
+    cdef double rate, momentum, next_momentum
     cdef Update weight_update, bias_update
     cdef double next_l1_total
     # progress
@@ -105,7 +106,9 @@ cdef class Engine:
     cdef readonly uint64_t update_count
     cdef readonly double loss_sum, weight_sum
     cdef readonly double l1_total   # of the cumulative penalty
-    cdef readonly double n_correct  # samples whose highest score was at their label
+    cdef readonly double n_correct  # samples whose highest score was at their label,
+    cdef readonly double n_in_top   # or whose label was among the top_k
+    cdef double top_k
     cdef int outcome
     cdef readonly object error
     cdef double next_check
@@ -116,14 +119,15 @@ cdef class Engine:
     cdef int64_t stop_requested
     cdef int64_t bad_input
 
-    def __cinit__(self, sizes, activations, Py_ssize_t batch, int loss, double loss_option, dict settings,
-                  int n_moments, double dropout, uint64_t seed):
+    def __cinit__(self, sizes, activations, Py_ssize_t batch, int loss, double loss_option, double top_k,
+                  dict settings, int n_moments, double dropout, uint64_t seed):
         cdef Layer* layer
         cdef Py_ssize_t i, r, j, weights = 0, size, rows = whole(batch, LANES)
         self.memory = []
         self.n_layers = len(sizes) - 1
         self.batch = batch
-        self.loss_option = loss_option
+        self.loss_option, self.top_k = loss_option, top_k
+        self.rate = <double> NOT_A_NUMBER
         self.loss, self.settings, self.n_moments = loss, settings_from(settings), n_moments
         self.dropout, self.seed = dropout, seed
         self.layers = <Layer*> self.allocate(self.n_layers * sizeof(Layer))
@@ -168,7 +172,7 @@ cdef class Engine:
         self.scores = self.allocate_reals(batch * size)
         self.dscores = self.allocate_reals(batch * size)
         self.losses = self.allocate_reals(rows)
-        self.correct = self.allocate_reals(rows)
+        self.ranks = self.allocate_reals(rows)
         self.batch_weight = self.allocate_reals(batch)
         self.factor = self.allocate_reals(rows)
         self.batch_labels = <int64_t*> self.allocate(rows * sizeof(int64_t))
@@ -262,11 +266,12 @@ cdef class Engine:
 
     def begin_epoch(self, const int64_t[::1] order, const double[::1] rates, const double[::1] momenta,
                     Py_ssize_t first_batch, uint64_t update_count, double loss_sum, double weight_sum,
-                    double n_correct, double l1_total, bint check_finite):
+                    double n_correct, double n_in_top, double l1_total, bint check_finite):
         """An epoch over `order` from first_batch on; rates and momenta are those of its remaining batches, and of the
         next epoch's first."""
         self.order, self.rates, self.momenta = order, rates, momenta
-        self.n_correct, self.l1_total = n_correct, l1_total
+        self.n_correct, self.n_in_top = n_correct, n_in_top
+        self.l1_total = self.next_l1_total = l1_total
         self.first_batch = self.next_batch = first_batch
         self.last_batch = (self.features.n + self.batch - 1) // self.batch
         self.update_count = update_count
@@ -298,12 +303,7 @@ cdef class Engine:
             return
         self.start = self.next_batch * self.batch
         self.n = min(self.batch, self.features.n - self.start)
-        total = self.rates[i] * self.settings.l1
-        self.next_l1_total = self.l1_total + (total / self.n if self.settings.per_batch else total)
-        self.weight_update = update_at(&self.settings, self.update_count, self.rates[i], self.momenta[i],
-                                       self.momenta[i + 1], self.n, self.next_l1_total, True)
-        self.bias_update = update_at(&self.settings, self.update_count, self.rates[i], self.momenta[i],
-                                     self.momenta[i + 1], self.n, self.next_l1_total, self.settings.decay_bias)
+        self.set_updates(self.rates[i], self.momenta[i], self.momenta[i + 1])
         if self.next_batch == self.first_batch:
             self.place_rows(self.next_batch % 2, self.start)
         self.n_next = self.place_rows((self.next_batch + 1) % 2, self.start + self.n)
@@ -318,9 +318,26 @@ cdef class Engine:
             for r in range(self.n):
                 self.factor[r] = <real> (<double> self.batch_weight[r] / total) if total > 0 else 0
 
+    cdef void set_updates(self, double rate, double momentum, double next_momentum) noexcept nogil:
+        """The numbers of the batch's step; those of the one before where nothing in them changes"""
+        cdef Settings* s = &self.settings
+        cdef double l1 = rate * s.l1
+        cdef bint every = s.rule == ADAM or s.per_batch or s.l1_mode == CUMULATIVE or s.clip_norm < INFINITY
+        if (rate == self.rate and momentum == self.momentum and next_momentum == self.next_momentum and not every
+                and self.update_count > 1):
+            return
+        self.rate, self.momentum, self.next_momentum = rate, momentum, next_momentum
+        if s.l1_mode == CUMULATIVE:
+            self.next_l1_total = self.l1_total + (l1 / self.n if s.per_batch else l1)
+        self.weight_update = update_at(s, self.update_count, rate, momentum, next_momentum, self.n, self.next_l1_total,
+                                       True)
+        self.bias_update = update_at(s, self.update_count, rate, momentum, next_momentum, self.n, self.next_l1_total,
+                                     s.decay_bias)
+
     cdef void add_losses(self) noexcept nogil:
         """The batch's losses into the epoch's; a loss that is not finite ends the epoch before the update."""
         cdef bint weighted = self.sample_weight is not None
+        cdef Py_ssize_t r
         cdef double batch_sum = weighted_sum(self.losses, self.batch_weight if weighted else NULL, self.n)
         if atomic_read(&self.bad_input):
             self.outcome = BAD_INPUT
@@ -329,7 +346,9 @@ cdef class Engine:
         else:
             self.loss_sum += batch_sum
             if self.labels is not None:
-                self.n_correct += weighted_sum(self.correct, NULL, self.n)
+                for r in range(self.n):
+                    self.n_correct += self.ranks[r] < 1
+                    self.n_in_top += self.ranks[r] < self.top_k
             self.weight_sum += weighted_sum(self.batch_weight, NULL, self.n) if weighted else self.n
 
     cdef void gather_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:
@@ -490,7 +509,7 @@ cdef class Engine:
             n = min(r1 - r, <Py_ssize_t> LANES)
             lanes = vectors(n) * VL
             if self.labels is not None:
-                correct_lanes(layer.output + r * k, self.batch_labels + r, self.correct + r, n, lanes, k)
+                rank_lanes(layer.output + r * k, self.batch_labels + r, self.ranks + r, n, lanes, k)
             if self.loss == SOFTMAX_CROSS_ENTROPY and k <= SUM_LANES and not (given or scores_only):
                 softmax_cross_entropy_lanes(layer.output + r * k, self.batch_labels + r, self.factor + r,
                                             self.losses + r, layer.doutput + r * k, lanes, k, self.loss_option)

@@ -382,28 +382,31 @@ cdef api void huber(const real* pred, const real* target, const real* factor, re
     element_rows(HUBER, pred, target, factor, losses, dpred, n, m, delta)
 
 
-cdef void correct_lanes(const real* scores, const int64_t* y, real* correct, Py_ssize_t n, Py_ssize_t lanes,
-                        Py_ssize_t k) noexcept nogil:
-    """correct[i] = whether sample i's highest score, the first of equals, is at its label; scores are (k, lanes)
+cdef void rank_lanes(const real* scores, const int64_t* y, real* ranks, Py_ssize_t n, Py_ssize_t lanes,
+                     Py_ssize_t k) noexcept nogil:
+    """ranks[i] = how many classes come before sample i's label, of equal scores the first; scores are (k, lanes)
 
-    For k = 1 and labels -1 and 1, a positive score is 1's.
+    For k = 1 and labels -1 and 1 it is 0 where the score's sign is the label's, of 0 -1's, else 1.
     """
     cdef real labels[MAX_VL]
-    cdef vec highest, at, s
+    cdef vec label, at_label, rank, s, equal, half = vset(0.5), one = vset(1), zero = vset(0)
     cdef Py_ssize_t i, j, part
     for i from 0 <= i < n by VL:
         part = min(n - i, <Py_ssize_t> VL)
         for j in range(VL):
             labels[j] = <real> y[i + min(j, part - 1)]
-        highest, at = vload(scores + i), vset(0)
+        label, rank, at_label = vload(labels), zero, zero
         if k == 1:
-            at = vselect_less(vset(0), highest, vset(1), vset(-1))
-        for j in range(1, k):
-            s = vload(scores + j * lanes + i)
-            at = vselect_less(highest, s, vset(<real> j), at)
-            highest = vselect_less(highest, s, s, highest)
-        s = vabs(at - vload(labels))
-        store_up_to(correct + i, vselect_less(s, vset(0.5), vset(1), vset(0)), part)
+            s = vselect_less(zero, vload(scores + i), one, -one)
+            rank = vselect_less(vabs(s - label), half, zero, one)
+        else:
+            for j in range(k):
+                at_label = vselect_less(vabs(label - <real> j), half, vload(scores + j * lanes + i), at_label)
+            for j in range(k):
+                s = vload(scores + j * lanes + i)
+                equal = vselect_less(s, at_label, zero, vselect_less(vset(<real> j), label, one, zero))
+                rank = rank + vselect_less(at_label, s, one, equal)
+        store_up_to(ranks + i, rank, part)
 
 
 cdef void loss_rows(int loss, const real* scores, const int64_t* labels, const real* targets, const real* factor,

@@ -62,7 +62,7 @@ def test_same_bits_on_threads_and_after_a_resume(case, dtype, tmp_path):
     X, y = problem(loss, n_outputs)
     resumed.fit(X, y, epochs=2, validation_data=(X[:30], y[:30]))
     assert resumed.net.flat.tobytes() == one.net.flat.tobytes()
-    for column in ("loss", "val_loss", "accuracy", "val_accuracy"):
+    for column in ("loss", "val_loss", "accuracy", "val_accuracy", "top_k_accuracy"):
         assert repr(getattr(resumed.history, column)) == repr(getattr(one.history, column))
 
 
@@ -81,6 +81,30 @@ def test_the_first_of_equal_scores_counts():
     net = fo.MLP([2, 3], init="zeros", dtype="float64")
     trainer = fo.Trainer(net, loss="hinge", optimizer=fo.SGD(1e-300), batch_size=7, shuffle=False)
     assert trainer.fit(np.zeros((6, 2)), [0, 0, 1, 1, 2, 2], epochs=1).accuracy == [2 / 6]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n_outputs", [2, 3, 16, 17, 40])
+def test_top_k(n_outputs, dtype, tmp_path):
+    """Whole numbers as scores, so that many are equal."""
+    rng = np.random.default_rng(7)
+    X, y = rng.integers(-2, 3, (61, 5)).astype(dtype), rng.integers(0, n_outputs, 61)
+    for k in sorted({1, 2, n_outputs - 1, n_outputs}):
+        net = fo.MLP([5, n_outputs], None, lambda shape, rng: rng.integers(-1, 2, shape), dtype=dtype, seed=1)
+        options = {"optimizer": fo.SGD(1e-30), "batch_size": 13, "seed": 2, "top_k": k}
+        trainer = fo.Trainer(net, loss="squared_hinge", **options)
+        history = trainer.fit(X, y, epochs=1, validation_data=(X, y))
+        expected = reference.top_k_accuracy(net.forward(X), y, k)
+        assert history.top_k_accuracy == history.val_top_k_accuracy == [expected]
+        assert fo.top_k_accuracy(net.forward(X), y, k) == expected
+        assert history.accuracy == [reference.accuracy(net.forward(X), y)]
+    trainer.save(tmp_path / "run.ckpt")
+    again = fo.Trainer.load(tmp_path / "run.ckpt")
+    assert again.fit(X, y, epochs=1).top_k_accuracy == [expected] * 2
+    with pytest.raises(ValueError, match="top_k must be"):
+        fo.Trainer(net, loss="hinge", optimizer=fo.SGD(0.1), top_k=n_outputs + 1)
+    with pytest.raises(ValueError, match="top_k needs a loss of labels"):
+        fo.Trainer(net, loss="mse", optimizer=fo.SGD(0.1), top_k=1)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ FUNCTIONS = {
 
 def test_names():
     losses = "softmax_cross_entropy hinge squared_hinge binary_cross_entropy mse mae msle huber"
-    others = "dense_forward dense_backward softmax accuracy sgd_step momentum_step nesterov_step"
+    others = "dense_forward dense_backward softmax accuracy top_k_accuracy sgd_step momentum_step nesterov_step"
     assert set(FUNCTIONS) == {*losses.split(), *others.split()}
 
 
