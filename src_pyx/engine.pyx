@@ -337,7 +337,7 @@ cdef class Engine:
     cdef void add_losses(self) noexcept nogil:
         """The batch's losses into the epoch's; a loss that is not finite ends the epoch before the update."""
         cdef bint weighted = self.sample_weight is not None
-        cdef Py_ssize_t r
+        cdef Py_ssize_t r, n_correct = 0, n_in_top = 0
         cdef double batch_sum = weighted_sum(self.losses, self.batch_weight if weighted else NULL, self.n)
         if atomic_read(&self.bad_input):
             self.outcome = BAD_INPUT
@@ -347,8 +347,10 @@ cdef class Engine:
             self.loss_sum += batch_sum
             if self.labels is not None:
                 for r in range(self.n):
-                    self.n_correct += self.ranks[r] < 1
-                    self.n_in_top += self.ranks[r] < self.top_k
+                    n_correct += self.ranks[r] < 1
+                    n_in_top += self.ranks[r] < self.top_k
+                self.n_correct += n_correct
+                self.n_in_top += n_in_top
             self.weight_sum += weighted_sum(self.batch_weight, NULL, self.n) if weighted else self.n
 
     cdef void gather_rows(self, Py_ssize_t r0, Py_ssize_t r1) noexcept nogil:

@@ -183,10 +183,12 @@ cdef inline INLINED_VEC updated(int rule, int l1_mode, bint plain, const Update*
     return w
 
 
-cdef inline INLINED update_all(int rule, int l1_mode, bint plain, const Update* u, real* param, const real* grad,
+cdef inline INLINED update_all(int rule, int l1_mode, bint plain, const Update* numbers, real* param, const real* grad,
                                real* first, real* second, Py_ssize_t n) noexcept nogil:
     cdef bint has_first = rule != SGD or l1_mode == CUMULATIVE
     cdef bint has_second = rule == RMSPROP_MOMENTUM or rule == ADADELTA or rule == ADAM
+    cdef Update of_step = numbers[0]    # which no store can change: they stay in registers
+    cdef const Update* u = &of_step
     cdef vec a = vset(0), b = vset(0)
     cdef Py_ssize_t i = 0
     while i + VL <= n:
