@@ -390,7 +390,9 @@ def class_weight(value, n_outputs):
     """A weight for each class, not negative; for one output of the labels -1 and 1."""
     if value is None:
         return None
-    array = data("class_weight", value, (max(2, n_outputs),), np.dtype("float64"))
+    if not isinstance(value, (list, tuple, range, np.ndarray)):
+        raise TypeError(f"class_weight must be a sequence of a number for each class, got {_show(value)}")
+    array = data("class_weight", list(value), (max(2, n_outputs),), np.dtype("float64"))
     if (array < 0).any() or not (array > 0).any():
         raise ValueError(f"class_weight must be >= 0 and not all 0, got {value!r}")
     return array
@@ -417,6 +419,8 @@ def label_smoothing(value):
 
 def loss_options(loss, options, n_outputs):
     """(class_weight, label_smoothing, delta) of a loss's options."""
+    if options is not None and not isinstance(options, dict):
+        raise TypeError(f"loss_options must be a dict, got {type(options).__name__}")
     options = dict(options or {})
     allowed = () if callable(loss) else LOSS_OPTIONS.get(loss, ())
     for name in options:

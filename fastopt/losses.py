@@ -436,7 +436,7 @@ def top_k_accuracy(scores, y, k):
     scores : array_like (n, K)
     y : array_like (n,)
         Integer labels 0 .. K-1.
-    k : int in 1 .. K
+    k : int in 1 .. K, of K at least 2
 
     Returns
     -------
@@ -454,6 +454,8 @@ def top_k_accuracy(scores, y, k):
     0.5
     """
     s = boundary.data("scores", scores, (None, None))
+    if s.shape[1] == 1:
+        raise ValueError(f"scores must have shape (n, K) with K at least 2, got {s.shape}")
     k = boundary.integer("k", k, 1, s.shape[1])
     return float(np.mean(ranks_of_labels(s, boundary.labels("y", y, len(s), s.shape[1], signs=False)) < k))
 

@@ -9,7 +9,7 @@ from .errors import DivergenceError
 from .training import Trainer
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LRRange:
     """What `lr_range_test` returns: `lr` and `loss`, an entry a step, up to where the loss was no longer finite."""
 
@@ -18,6 +18,7 @@ class LRRange:
 
     def smoothed(self, share=0.9):
         """The running mean of the losses, without its bias to zero: each step keeps `share` of the mean before."""
+        share = boundary.number("share", share, least=0.0, below=1.0)
         mean, means = 0.0, np.empty(len(self.loss))
         for i, loss in enumerate(self.loss):
             mean = share * mean + (1 - share) * loss
@@ -67,7 +68,8 @@ def lr_range_test(net, X, y, *, loss, optimizer, low=1e-6, high=10.0, steps=100,
     X, y : array_like
         As `Trainer.fit`'s; mini-batches are drawn without replacement, in a new order when all are used up.
     loss, optimizer, batch_size, seed, n_threads, loss_options
-        As `Trainer`'s; the optimizer's own rate is not used.
+        As `Trainer`'s; the optimizer's own rate and its l1 and l2 are not used. A class weight of 0 is refused, for a
+        mini-batch may hold nothing else.
     low, high : float > 0
     steps : int >= 2
 
@@ -95,12 +97,18 @@ def lr_range_test(net, X, y, *, loss, optimizer, low=1e-6, high=10.0, steps=100,
         raise ValueError(f"high must be above low={low!r}, got {high!r}")
     steps = boundary.integer("steps", steps, 2)
     rates = np.geomspace(low, high, steps)
+    options = {"loss": loss, "batch_size": batch_size, "seed": seed, "n_threads": n_threads,
+               "loss_options": loss_options}
+    # one look at all of the data and the arguments
+    Trainer(net, optimizer=optimizer, **options).fit(X, y, epochs=0)
+    if getattr(optimizer.momentum, "per", "step") == "epoch":
+        raise ValueError("momentum: a schedule per epoch says nothing here, for every step is at another rate")
+    rising = dataclasses.replace(optimizer, lr=lambda t: float(rates[t]), l1=0.0, l2=0.0)
+    trainer = Trainer(net.copy(), optimizer=rising, shuffle=False, **options)
     X, y = boundary.real_array("X", X), np.asarray(y)
-    if len(X) != len(y):
-        raise ValueError(f"y must have {len(X)} entries, got {len(y)}")
-    trainer = Trainer(net.copy(), loss=loss, batch_size=batch_size, shuffle=False, seed=seed, n_threads=n_threads,
-                      loss_options=loss_options, optimizer=dataclasses.replace(optimizer, lr=lambda t: float(rates[t])))
     rng, order = np.random.default_rng(seed), np.arange(0)
+    if trainer._class_weight is not None and not (trainer._class_weight > 0).all():
+        raise ValueError("class_weight must be above 0 here: a mini-batch may hold nothing else")
     for _ in range(steps):
         if len(order) == 0:
             order = rng.permutation(len(X))

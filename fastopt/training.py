@@ -203,12 +203,15 @@ class Trainer:
         if loss == "softmax_cross_entropy" and net.sizes[-1] < 2:
             raise ValueError("softmax_cross_entropy needs at least two outputs: one is binary_cross_entropy's")
         self._class_weight, self._smoothing, self._delta = boundary.loss_options(loss, loss_options, net.sizes[-1])
-        self._loss_options = {name: value.tolist() if isinstance(value, np.ndarray) else value
-                              for name, value in (loss_options or {}).items()}
+        checked = {"class_weight": self._class_weight, "label_smoothing": self._smoothing, "delta": self._delta}
+        self._loss_options = {name: np.asarray(checked[name]).tolist() for name in loss_options or ()
+                              if checked[name] is not None}
+        for name, value in (*self._loss_options.items(),):
+            boundary.data(f"loss_options[{name!r}]", np.atleast_1d(value), (None,), net.dtype)
         if top_k is not None:
-            top_k = boundary.integer("top_k", top_k, 1, max(2, net.sizes[-1]))
-            if loss not in boundary.LABEL_LOSSES:
-                raise ValueError("top_k needs a loss of labels")
+            if loss not in boundary.LABEL_LOSSES or net.sizes[-1] == 1:
+                raise ValueError("top_k needs a loss of labels, and a score for each")
+            top_k = boundary.integer("top_k", top_k, 1, net.sizes[-1])
         self._top_k = top_k
         self._net, self._loss, self._optimizer = net, loss, optimizer
         self._batch_size = boundary.integer("batch_size", batch_size, 1)
@@ -491,7 +494,7 @@ class Trainer:
             if not (math.isfinite(value * n) and np.isfinite(dscores).all()):
                 return "diverged"
             outcome = engine.backward_batch(dscores, value * n, workers)
-            if outcome == "abandoned":
+            if outcome != "paused":
                 return outcome
 
     def _take_over(self, engine, n, watch, momentum):
@@ -587,6 +590,8 @@ class Trainer:
                               self._loss_option)
             if labels is not None:
                 ranks = ranks_of_labels(scores, labels)
+                if not np.isfinite(scores).all():
+                    return math.nan, math.nan, math.nan
                 right += int(np.count_nonzero(ranks == 0))
                 in_top += int(np.count_nonzero(ranks < (self._top_k or 0)))
             total += kernels.call_weighted_sum(losses, weight)
@@ -643,7 +648,7 @@ class Trainer:
         files.write(path, {name: tensor for name, tensor in tensors.items() if tensor is not None}, description)
 
     @classmethod
-    def load(cls, path, loss=None, lr=None, momentum=None):
+    def load(cls, path, loss=None, lr=None, momentum=None, loss_options=None):
         """The trainer that `save` wrote; its `fit` goes on with the same bits.
 
         Parameters
@@ -652,6 +657,8 @@ class Trainer:
         loss, lr, momentum : callable or schedule, optional
             To be passed again if they were callables; schedules of this package are stored. A passed one replaces a
             stored one.
+        loss_options : dict, optional
+            Of a loss that is passed and is not the stored one, which keeps its own.
 
         Raises
         ------
@@ -680,13 +687,16 @@ class Trainer:
                 files.network_from(MLP, description["network"], tensors["flat"]),
                 loss=stored["loss"] or given["loss"], optimizer=optimizer, batch_size=description["batch_size"],
                 shuffle=description["shuffle"], seed=description["seed"], n_threads=description["n_threads"],
-                # a loss that replaces the stored one comes without its options, as files of the first builds do
-                loss_options=None if given["loss"] is not None else description.get("loss_options"),
-                top_k=None if given["loss"] is not None else description.get("top_k"),
+                # files of the first builds have neither
+                loss_options=description.get("loss_options"), top_k=description.get("top_k"),
             )
             trainer._restore(tensors, description)
-        if given["loss"] is not None:
-            trainer._loss = cls(trainer.net, loss=loss, optimizer=optimizer).loss
+        if loss is not None and (loss != stored["loss"] or loss_options is not None):
+            other = cls(trainer.net, loss=loss, optimizer=optimizer, loss_options=loss_options)
+            for name in ("_loss", "_loss_options", "_class_weight", "_smoothing", "_delta", "_top_k"):
+                setattr(trainer, name, getattr(other, name))
+        elif loss_options is not None:
+            raise ValueError("loss_options: pass the loss that they belong to as well")
         replaced = {name: given[name] for name in fields if given[name] is not None}
         if replaced:
             trainer._optimizer = dataclasses.replace(optimizer, **replaced)

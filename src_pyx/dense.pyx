@@ -321,17 +321,17 @@ cdef void add_rows(const real* rows, Py_ssize_t ld, Py_ssize_t n, Py_ssize_t wid
         vstore_part(total + j, a, width - j)
 
 
-cdef void add_squares(const real* rows, Py_ssize_t n, real* squares) noexcept nogil:
-    """squares[j] = the sum over n rows of rows[r][j]**2, LANES values a row"""
-    cdef Py_ssize_t r
-    cdef int v
-    cdef vec a, b
-    for v in range(2):
-        a = vset(0)
-        for r in range(n):
-            b = vload(rows + r * LANES + v * VL)
-            a = vfma(b, b, a)
-        vstore(squares + v * VL, a)
+cdef void add_squares(const real* rows, Py_ssize_t n, double* squares) noexcept nogil:
+    """squares[j] = the sum over n rows of rows[r][j]**2, LANES values a row, in double precision"""
+    cdef double sums[2 * MAX_VL]
+    cdef double value
+    cdef Py_ssize_t r, j
+    memset(sums, 0, sizeof(sums))
+    for r in range(n):
+        for j in range(LANES):
+            value = <double> rows[r * LANES + j]
+            sums[j] += value * value
+    memcpy(squares, sums, LANES * sizeof(double))
 
 
 cdef inline INLINED one_row(int nv, const real* x, Py_ssize_t length, const real* weight, Py_ssize_t width,

@@ -36,7 +36,7 @@ cdef struct Layer:
     real* bias_moments[2]
     real* gradient              # in the same layout, where its norm must be known before the update, and then
     real* bias_gradient
-    real* squares               # (in,), of an input's gradients
+    double* squares             # (in,), of an input's gradients
     real* active                # [rows / LANES][out][LANES], before dropout; the output itself without
     real* factors               # [rows / LANES][out][LANES], dropout's; NULL without
     real* output                # [rows / LANES][out][LANES], after activation and dropout
@@ -145,7 +145,7 @@ cdef class Engine:
             if self.settings.clip_norm < INFINITY:
                 layer.gradient = self.allocate_reals(size)
                 layer.bias_gradient = self.allocate_reals(layer.n_out)
-                layer.squares = self.allocate_reals(whole(layer.n_in, LANES))
+                layer.squares = <double*> self.allocate(whole(layer.n_in, LANES) * sizeof(double))
             layer.output = self.allocate_reals(rows * layer.n_out)
             layer.active = layer.output
             if dropout > 0 and i + 1 < self.n_layers:
@@ -656,7 +656,7 @@ cdef class Engine:
         for i in range(self.n_layers):
             layer = &self.layers[i]
             for j in range(layer.n_in):
-                squares += <double> layer.squares[j]
+                squares += layer.squares[j]
             for j in range(layer.n_out):
                 squares += <double> layer.bias_gradient[j] * <double> layer.bias_gradient[j]
         if squares - squares != 0:

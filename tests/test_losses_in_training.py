@@ -127,6 +127,54 @@ def test_refused(loss, options, error, message):
         fo.Trainer(fo.MLP([2, 3]), loss=loss, optimizer=fo.SGD(0.1), loss_options=options)
 
 
+@pytest.mark.parametrize("options", [5, "abc", [("label_smoothing", 0.1)], 0])
+def test_options_are_a_dict(options):
+    net = fo.MLP([2, 3])
+    with pytest.raises(TypeError, match="loss_options must be a dict"):
+        fo.Trainer(net, loss="softmax_cross_entropy", optimizer=fo.SGD(0.1), loss_options=options)
+    with pytest.raises(TypeError, match="loss_options must be a dict"):
+        net.loss_and_grad(np.ones((2, 2)), [0, 1], loss_options=options)
+
+
+@pytest.mark.parametrize(
+    "weights", [[np.int64(1), 2, 1], list(np.ones(3, "f")), range(1, 4), np.ones(3), (1.0, 2.0, 3.0)]
+)
+def test_options_are_stored_as_they_were(weights, tmp_path):
+    options = {"class_weight": weights, "label_smoothing": np.float32(0.5)}
+    trainer = fo.Trainer(fo.MLP([2, 3]), loss="softmax_cross_entropy", optimizer=fo.SGD(0.1), top_k=2,
+                         loss_options=options)
+    expected = np.array(weights, float)
+    if isinstance(weights, (list, np.ndarray)):
+        weights[0] = 99
+    trainer.save(tmp_path / "run.ckpt")
+    for loss in (None, "softmax_cross_entropy"):
+        again = fo.Trainer.load(tmp_path / "run.ckpt", loss)
+        assert (again._class_weight == expected).all()
+        assert (again._smoothing, again._top_k) == (0.5, 2)
+    other = fo.Trainer.load(tmp_path / "run.ckpt", "huber", loss_options={"delta": 0.25})
+    assert (other._class_weight, other._delta, other._top_k) == (None, 0.25, None)
+    with pytest.raises(ValueError, match="pass the loss that they belong to"):
+        fo.Trainer.load(tmp_path / "run.ckpt", loss_options={"delta": 0.25})
+
+
+def test_scores_that_overflow_are_not_right():
+    X, y = problem("hinge", 3)
+    net = fo.MLP([9, 8, 3], seed=0)
+    net.flat[:] *= 10
+    trainer = fo.Trainer(net, loss="hinge", optimizer=fo.SGD(1e-6), seed=0, top_k=1)
+    history = trainer.fit(X, y, epochs=1, validation_data=(X * 1e38, y))
+    assert history.val_loss == [math.inf]
+    assert math.isnan(history.val_accuracy[0])
+    assert math.isnan(history.val_top_k_accuracy[0])
+
+
+def test_a_score_alone_has_no_top():
+    with pytest.raises(ValueError, match="K at least 2"):
+        fo.top_k_accuracy([[0.3], [-1.0]], [0, 0], 1)
+    with pytest.raises(ValueError, match="top_k needs a loss of labels, and a score for each"):
+        fo.Trainer(fo.MLP([2, 1]), loss="hinge", optimizer=fo.SGD(0.1), top_k=1)
+
+
 def test_weights_that_leave_no_sample():
     net = fo.MLP([2, 3], seed=0)
     trainer = fo.Trainer(net, loss="hinge", optimizer=fo.SGD(0.1), loss_options={"class_weight": [0, 0, 1]})
