@@ -59,7 +59,7 @@ class Kernels:
         for rule in RULES:
             self.cases[f"{rule}_step, 10^7 parameters"] = self.step, rule
         for name in UPDATES:
-            self.cases[f"{name}, 10^7 parameters"] = self.update, name
+            self.cases[f"{name}, 10^7"] = self.update, name
         for n in 1, 8, 128:
             self.cases[f"forward of 784-64-10, {n} row(s)"] = self.network, n
 
