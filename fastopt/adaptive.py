@@ -75,8 +75,9 @@ class _Adaptive(Optimizer):
         """Every flag's value."""
         return FLAGS | {
             "lr_in_velocity": False, "decay": self.decay, "decay_bias": bool(self.decay_bias), "l1_mode": self.l1_mode,
-            "eps_inside": self.eps_inside, "eps": self.eps, "beta": getattr(self, self._fractions[0], 0.0)
-            if self._fractions else 0.0,
+            "eps_inside": self.eps_inside, "eps": self.eps,
+            # how much of the squares stays
+            "beta": getattr(self, "rho", getattr(self, "beta2", 0.0)),
         }
 
 
@@ -256,7 +257,7 @@ class Adam(_Adaptive):
     beta1: float = 0.9
     beta2: float = 0.999
 
-    _fractions = ("beta2", "beta1")
+    _fractions = ("beta1", "beta2")
     rule = "adam"
     moment_names = ("mean", "mean of squares")
 

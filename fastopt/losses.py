@@ -386,8 +386,8 @@ def softmax(scores):
     Examples
     --------
     >>> import fastopt as fo
-    >>> fo.softmax([[-3.44, 1.16, 3.91]]).round(2)
-    array([[0.  , 0.06, 0.94]])
+    >>> [round(p, 4) for p in fo.softmax([[-3.44, 1.16, 3.91]])[0].tolist()]
+    [0.0006, 0.0601, 0.9393]
     """
     s = boundary.data("scores", scores, (None, None))
     out = np.empty_like(s)

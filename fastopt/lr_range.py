@@ -6,7 +6,8 @@ import numpy as np
 
 from . import boundary
 from .errors import DivergenceError
-from .training import Trainer
+from .schedules import by_epoch
+from .training import Trainer, axes_for
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,12 +42,7 @@ class LRRange:
         ImportError
             matplotlib is not installed.
         """
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError:
-            raise ImportError("plot needs matplotlib: install the extra 'plot'") from None
-        if ax is None:
-            ax = plt.figure().add_subplot()
+        ax = axes_for("plot", ax)
         ax.plot(self.lr, self.loss, alpha=0.3, label="loss")
         ax.plot(self.lr, self.smoothed(), label="smoothed")
         ax.axvline(self.suggestion, linestyle=":", color="k", label=f"a tenth of the lowest's: {self.suggestion:.2g}")
@@ -101,14 +97,14 @@ def lr_range_test(net, X, y, *, loss, optimizer, low=1e-6, high=10.0, steps=100,
                "loss_options": loss_options}
     # one look at all of the data and the arguments
     Trainer(net, optimizer=optimizer, **options).fit(X, y, epochs=0)
-    if getattr(optimizer.momentum, "per", "step") == "epoch":
+    if by_epoch(optimizer.momentum):
         raise ValueError("momentum: a schedule per epoch says nothing here, for every step is at another rate")
     rising = dataclasses.replace(optimizer, lr=lambda t: float(rates[t]), l1=0.0, l2=0.0)
     trainer = Trainer(net.copy(), optimizer=rising, shuffle=False, **options)
-    X, y = boundary.real_array("X", X), np.asarray(y)
-    rng, order = np.random.default_rng(seed), np.arange(0)
     if trainer._class_weight is not None and not (trainer._class_weight > 0).all():
         raise ValueError("class_weight must be above 0 here: a mini-batch may hold nothing else")
+    X, y = boundary.real_array("X", X), np.asarray(y)
+    rng, order = np.random.default_rng(seed), np.arange(0)
     for _ in range(steps):
         if len(order) == 0:
             order = rng.permutation(len(X))

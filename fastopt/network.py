@@ -255,13 +255,13 @@ def _initial(init, shape, rng):
 
 def loss_of_scores(loss, scores, y, sample_weight=None, loss_options=None):
     """(mean loss, gradient) of a named loss or of a callable, whose answer is checked."""
+    if not callable(loss):
+        boundary.choice("loss", loss, boundary.LABEL_LOSSES + boundary.TARGET_LOSSES)
+    boundary.loss_options(loss, loss_options, scores.shape[1])
     if callable(loss):
         boundary.no_sample_weight(sample_weight)
-        boundary.loss_options(loss, loss_options, scores.shape[1])
         value, dscores = boundary.loss_result(loss(scores.copy(), y), scores)
         if not (math.isfinite(value) and np.isfinite(dscores).all()):
             raise ValueError(f"loss returned a value or gradient that is not finite: the value is {value}")
         return value, dscores
-    boundary.choice("loss", loss, boundary.LABEL_LOSSES + boundary.TARGET_LOSSES)
-    boundary.loss_options(loss, loss_options, scores.shape[1])
     return getattr(losses, loss)(scores, y, sample_weight=sample_weight, **loss_options or {})

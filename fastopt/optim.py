@@ -7,7 +7,7 @@ import numpy as np
 
 from . import boundary
 from ._dispatch import core
-from .schedules import ReduceOnPlateau, Schedule
+from .schedules import ReduceOnPlateau, by_epoch
 
 
 def _step(rule, param, grad, velocity, lr, momentum, weight_decay, l1):
@@ -327,10 +327,9 @@ def _at(name, value, step, epoch, history):
         if history is None:
             raise ValueError(f"{name}: ReduceOnPlateau needs the history of a Trainer")
         return value.after(getattr(history, value.monitor))
-    by_epoch = isinstance(value, Schedule) and value.per == "epoch"
-    if by_epoch and epoch is None:
+    if by_epoch(value) and epoch is None:
         raise ValueError(f"{name}: a schedule per epoch needs a Trainer, which counts them")
-    t = epoch if by_epoch else step
+    t = epoch if by_epoch(value) else step
     below = 1.0 if name == "momentum" else math.inf
     return boundary.number(f"{name}({t})", value(t), least=0.0, below=below)
 

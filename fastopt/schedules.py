@@ -67,6 +67,11 @@ class Schedule:
         return self._at(boundary.integer(self.per, t, 0))
 
 
+def by_epoch(value):
+    """Whether a rate or a momentum, whatever it is given as, is a schedule per epoch."""
+    return isinstance(value, Schedule) and value.per == "epoch"
+
+
 @dataclasses.dataclass(frozen=True)
 class Constant(Schedule):
     """value

@@ -24,6 +24,15 @@ OPTIMIZERS = {cls.__name__: cls for cls in
               (SGD, adaptive.AdaGrad, adaptive.RMSProp, adaptive.AdaDelta, adaptive.Adam, adaptive.AdamW)}
 
 
+def axes_for(what, ax):
+    """The axes to draw on: those given, or a new figure's."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise ImportError(f"{what} needs matplotlib: install the extra 'plot'") from None
+    return plt.figure().add_subplot() if ax is None else ax
+
+
 class History:
     """What each epoch of a Trainer gave, one entry an epoch: `loss`, `val_loss`, `accuracy`, `val_accuracy`,
     `top_k_accuracy`, `val_top_k_accuracy`, `lr` and `seconds`.
@@ -59,12 +68,7 @@ class History:
         ImportError
             matplotlib is not installed.
         """
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError:
-            raise ImportError("history.plot needs matplotlib: install the extra 'plot'") from None
-        if ax is None:
-            ax = plt.figure().add_subplot()
+        ax = axes_for("history.plot", ax)
         epochs = range(1, len(self.loss) + 1)
         ax.plot(epochs, self.loss, label="training")
         if not all(math.isnan(value) for value in self.val_loss):
@@ -206,7 +210,7 @@ class Trainer:
         checked = {"class_weight": self._class_weight, "label_smoothing": self._smoothing, "delta": self._delta}
         self._loss_options = {name: np.asarray(checked[name]).tolist() for name in loss_options or ()
                               if checked[name] is not None}
-        for name, value in (*self._loss_options.items(),):
+        for name, value in self._loss_options.items():
             boundary.data(f"loss_options[{name!r}]", np.atleast_1d(value), (None,), net.dtype)
         if top_k is not None:
             if loss not in boundary.LABEL_LOSSES or net.sizes[-1] == 1:
@@ -589,9 +593,9 @@ class Trainer:
             kernels.call_loss(kernels.LOSSES[self._loss], scores, labels, targets, None, losses, np.empty_like(scores),
                               self._loss_option)
             if labels is not None:
-                ranks = ranks_of_labels(scores, labels)
-                if not np.isfinite(scores).all():
+                if not kernels.call_all_finite(scores.reshape(-1)):
                     return math.nan, math.nan, math.nan
+                ranks = ranks_of_labels(scores, labels)
                 right += int(np.count_nonzero(ranks == 0))
                 in_top += int(np.count_nonzero(ranks < (self._top_k or 0)))
             total += kernels.call_weighted_sum(losses, weight)
@@ -740,7 +744,7 @@ class Trainer:
 
 def _by_step(value):
     """Whether a rate or a momentum may be another at every step."""
-    return callable(value) and getattr(value, "per", "step") == "step"
+    return callable(value) and not schedules.by_epoch(value)
 
 
 def _stored(value):

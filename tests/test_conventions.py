@@ -366,5 +366,6 @@ def test_a_loop_with_update_gives_the_librarys_numbers(case, n_features, dtype):
 
 if __name__ == "__main__":
     numbers = {case: {n: final(n).tolist() for n in FEATURES} for case, ((_, final), _) in CASES.items()}
-    STORED.write_text(json.dumps(numbers, indent=0) + "\n", encoding="utf-8")
+    lines = [f"{json.dumps(case)}: {json.dumps(by_size)}" for case, by_size in numbers.items()]
+    STORED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     sys.exit()
