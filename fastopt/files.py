@@ -1,68 +1,144 @@
-"""Model and checkpoint files: safetensors, the description as JSON in the metadata, no pickle.
+"""Model and checkpoint files: the safetensors format, the description as JSON in the metadata, no pickle.
+
+The format is read and written here, and the library compared with in the tests: it ends the process where memory is
+short, also for a byte, and it holds the file in memory twice.
 
 A file is written beside its final name, flushed to the disk and renamed, so that a reader sees the old file or the
-new one. Its metadata hold a checksum over every byte.
+new one. Its metadata hold a checksum over every byte, which is looked at before anything else.
 """
 
 import contextlib
+import errno
 import itertools
 import json
+import math
 import os
+import re
+import stat
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from . import boundary
 from .errors import ModelFormatError
 
 FORMAT = 2  # 2: checkpoints name their optimizer, and may hold schedules and the options of the loss
+DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 CHECKSUM = b'"sha256":"'
-BLANK = "0" * 64
+BLANK = b"0" * 64
+LARGEST_HEADER = 1 << 24  # bytes: what is parsed costs many times its length
+
+# -- writing ----------------------------------------------------------------------------------------------------
 
 
 def write(path, tensors, description):
     """Tensors and a description of JSON values, atomically."""
     path = os.path.realpath(os.fsdecode(path))
-    content = signed(tensors, {"format": str(FORMAT), "fastopt": json.dumps(description)})
+    pieces = signed(tensors, {"format": str(FORMAT), "fastopt": json.dumps(description)})
     folder = os.path.dirname(path)
-    temporary = os.path.join(folder, f".fastopt-{os.urandom(8).hex()}.part")
-    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(temporary, os.stat(path).st_mode & 0o7777)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    directory = os.open(folder, os.O_RDONLY)
-    try:
+        _remove_leftovers(folder)
+        file, temporary = _new_file(folder)
+        try:
+            with file:
+                for piece in pieces:
+                    _write_all(file, memoryview(piece))
+                with contextlib.suppress(FileNotFoundError):
+                    os.fchmod(file.fileno(), os.stat(path).st_mode & 0o7777)
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
         os.fsync(directory)
     finally:
         os.close(directory)
 
 
+def _open_at_once(path, flags):
+    """Not a link, and without waiting for the other end of a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _write_all(file, view):
+    while view:
+        written = os.write(file.fileno(), view)
+        if written == 0:
+            raise OSError(errno.EIO, "nothing more can be written")
+        view = view[written:]
+
+
+def _lock(file, how):
+    """Whether the lock is ours; never on file systems that have none."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _new_file(folder):
+    """A file and its name; the lock tells it from a leftover. An object, which an interrupt closes."""
+    while True:
+        path = os.path.join(folder, f".fastopt-{os.urandom(8).hex()}.part")
+        file = open(path, "xb", buffering=0)
+        _lock(file, 0)
+        if os.fstat(file.fileno()).st_nlink:
+            return file, path
+        file.close()  # another one's clearing came before the lock
+
+
+def _remove_leftovers(folder):
+    """Files that a killed process was writing."""
+    import fcntl
+
+    for name in os.listdir(folder):
+        if re.fullmatch(r"\.fastopt-[0-9a-f]{16}\.part", name):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError), open(path, "rb", buffering=0, opener=_open_at_once) as file:
+                if _lock(file, fcntl.LOCK_NB):
+                    os.unlink(path)
+
+
 def signed(tensors, metadata):
-    """The file's bytes, with the SHA-256 of all of them, taken over a blank one, in the metadata."""
+    """The file's pieces, with the SHA-256 of all of them, taken over a blank one, in the metadata."""
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    content = bytearray(safetensors.numpy.save(tensors, metadata | {"sha256": BLANK}))
-    at = content.index(CHECKSUM) + len(CHECKSUM)
-    content[at : at + len(BLANK)] = _sha256(content, at).encode()
-    return bytes(content)
+    header, at = {"__metadata__": metadata | {"sha256": BLANK.decode()}}, 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):  # so that each is aligned
+        tensor = tensors[name]
+        code = next(code for code, dtype in DTYPES.items() if dtype == tensor.dtype)
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}
+        at += tensor.nbytes
+    head = json.dumps(header, separators=(",", ":")).encode()
+    if len(head) > LARGEST_HEADER:
+        raise ValueError(f"the description takes {len(head)} bytes, more than the {LARGEST_HEADER} of a file's header")
+    head = bytearray(head + b" " * (-len(head) % 8))
+    data = [tensors[name].reshape(-1).view(np.uint8) for name in header if name in tensors]
+    pieces = [len(head).to_bytes(8, "little"), head, *data]
+    at = head.index(CHECKSUM) + len(CHECKSUM)
+    head[at : at + len(BLANK)] = _sha256(pieces, at).encode()
+    return pieces
 
 
-def _sha256(content, at):
+def _sha256(pieces, at):
+    """Of (length, header, data ...), the header's checksum from `at` on left blank."""
     import hashlib  # slow to import, and few programs read or write a file
 
-    view = memoryview(content)
-    digest = hashlib.sha256(view[:at])
-    digest.update(BLANK.encode())
-    digest.update(view[at + len(BLANK) :])
+    length, head, *data = pieces
+    view = memoryview(head)
+    try:
+        digest = hashlib.sha256(length, usedforsecurity=False)
+        for piece in (view[:at], BLANK, view[at + len(BLANK) :], *data):
+            digest.update(piece)
+    except ValueError as error:
+        raise MemoryError(f"for a checksum: {error}") from None  # all that OpenSSL says of it
     return digest.hexdigest()
+
+
+# -- reading ----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -72,27 +148,69 @@ def refusing(path):
         yield
     except ModelFormatError:
         raise
-    except (safetensors.SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelFormatError(f"{path} is not a fastopt file: {type(error).__name__}: {error}") from None
 
 
 def read(path, kind):
     """(tensors, description) of a file of that kind."""
-    with open(path, "rb") as file:
-        content = file.read()
-    with refusing(path):
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = header["__metadata__"]
-        found = int(metadata["format"])
-        if found > FORMAT:
-            raise ModelFormatError(f"{path} has format {found}, of a newer fastopt; this one reads up to {FORMAT}")
-        at = content.index(CHECKSUM) + len(CHECKSUM)
-        if metadata["sha256"] != _sha256(content, at):
+    # a pipe would wait for its other end
+    with (open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file,
+          refusing(path)):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        length = _read_exactly(file, 8).tobytes()
+        size = int.from_bytes(length, "little")
+        if size > min(status.st_size - 8, LARGEST_HEADER):
+            raise ValueError(f"a header of {size} bytes")
+        head = _read_exactly(file, size).tobytes()
+        found = re.search(rb'"format":"(\d{1,9})"', head)
+        if found is None or CHECKSUM not in head:
+            raise ValueError("no format or checksum in the header")
+        if int(found[1]) > FORMAT:
+            raise ModelFormatError(f"{path} has format {int(found[1])}, of a newer fastopt; this one reads up to "
+                                   f"{FORMAT}")
+        data = _read_exactly(file, status.st_size - 8 - size)
+        at = head.index(CHECKSUM) + len(CHECKSUM)
+        if head[at : at + len(BLANK)] != _sha256((length, head, data), at).encode():
             raise ModelFormatError(f"{path} is damaged: its checksum is not that of its content")
-        description = json.loads(metadata["fastopt"])
+        header = json.loads(head)
+        description = json.loads(header.pop("__metadata__")["fastopt"])
         if description["kind"] != kind:
             raise ModelFormatError(f"{path} holds a {description['kind']}, not a {kind}")
-        return safetensors.numpy.load(content), description
+        return _tensors(header, data), description
+
+
+def _read_exactly(file, size):
+    """An array of the next bytes, which must be there."""
+    content = np.empty(size, np.uint8)
+    view = memoryview(content)
+    while view:
+        got = file.readinto(view)
+        if not got:
+            raise ValueError("the file ends early")
+        view = view[got:]
+    return content
+
+
+def _tensors(header, data):
+    """The header's tensors, which must lie in the data side by side and fill them."""
+    tensors, at = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype = DTYPES[entry["dtype"]]
+        shape = [boundary.integer("size", size, 0) for size in entry["shape"]]
+        begin, end = entry["data_offsets"]
+        if begin != at or end - begin != math.prod(shape) * dtype.itemsize or end > len(data):
+            raise ValueError(f"{name} of shape {shape} does not lie at {begin}..{end}")
+        tensors[name] = data[begin:end].view(dtype).reshape(shape)
+        at = end
+    if at != len(data):
+        raise ValueError(f"{len(data) - at} bytes belong to no tensor")
+    return tensors
+
+
+# -- networks ---------------------------------------------------------------------------------------------------
 
 
 def network_description(net):

@@ -74,7 +74,7 @@ class MLP:
         if not callable(init):
             boundary.choice("init", init, tuple(INITS))
         self._set_flat(np.zeros(sum((a + 1) * b for a, b in itertools.pairwise(self._sizes)), self._dtype))
-        for i, weight in enumerate(self.weights):
+        for i, weight in enumerate(self.weights if init != "zeros" else ()):
             weight[...] = boundary.data(f"init for weights[{i}]", _initial(init, weight.shape, rng), weight.shape,
                                         self._dtype)
 

@@ -385,18 +385,10 @@ class Trainer:
                 if self._stopping:
                     break
                 whole = self._state["partial"] is None
-                # only a loss of one's own can fail on checked validation data
-                snapshot = self._snapshot() if validation is not None and callable(self._loss) else None
-                entries = self._run_batches(engine, data, order, workers, check_finite, watch)
-                if entries is None:
+                if not self._run_epoch(engine, data, order, workers, check_finite, validation, watch):
                     break
                 check_finite = check_finite and not whole
-                try:
-                    watch = self._end_epoch(engine, validation, watch, entries)
-                except Exception:
-                    if snapshot is not None:
-                        kernels.commit(*snapshot)
-                    raise
+                watch = self._state["watch"]
                 bar.update_losses(self._history)
                 if self._is_to_stop(watch, target_loss, callbacks):
                     break
@@ -409,11 +401,6 @@ class Trainer:
                 parameters = parameters.copy() if parameters is net.flat else parameters
                 kernels.commit([(net.flat, watch.flat)], self._state, {"continuation": (watch.flat, parameters)}, [])
 
-    def _snapshot(self):
-        """What `commit` takes to go back to now."""
-        arrays = [self._net.flat] if self._moments is None else [self._net.flat, self._moments]
-        return [(array, array.copy()) for array in arrays], self._state, dict(self._state), []
-
     def _parameters(self):
         """What training goes on from: the network's parameters, unless it shows others and they are untouched."""
         if self._state["continuation"] is not None:
@@ -422,8 +409,8 @@ class Trainer:
                 return parameters
         return self._net.flat
 
-    def _run_batches(self, engine, data, order, workers, check_finite, watch):
-        """The batches of an epoch, or the rest of them; its last rate and the seconds, or None if it was stopped."""
+    def _run_epoch(self, engine, data, order, workers, check_finite, validation, watch):
+        """An epoch, or the rest of one; whether it ended. One that fails changes nothing, one that is cut goes on."""
         started = time.perf_counter()
         n, n_batches = len(order), -(-len(order) // self._batch_size)
         updates = self._state["updates"]
@@ -431,19 +418,34 @@ class Trainer:
         if self._shuffle:
             engine.set_order(order, self._state["epoch"])
         rates, momenta = self._rates_and_momenta(updates, n_batches - first)
+        # an epoch that was interrupted after its last batch has no rates left
+        lr = float(rates[-1]) if len(rates) else self._optimizer.lr_at(updates - 1, self.epoch, self._history)
         engine.begin_epoch(order, rates, momenta, first, updates, loss_sum, weight_sum, *counts,
                            self._state["l1_total"], check_finite)
         if self._stopping:
             engine.request_stop()
+        outcome = None
         try:
             if callable(self._loss):
                 outcome = self._run_with_python_loss(engine, data, order, workers)
             else:
                 outcome = engine.run(workers)
+            self._check(engine, outcome, data, n_batches)
+            if outcome == "completed" and engine.error is None:
+                entries = {"lr": lr, "seconds": time.perf_counter() - started}
+                self._end_epoch(engine, n, momenta[-1], validation, watch, entries)
+                return True
         except KeyboardInterrupt:
-            if engine.update_count > updates:
-                self._take_over(engine, n, watch, momenta[engine.next_batch - first])
+            if outcome != "abandoned" and engine.parameters_finite():
+                self._keep_part(engine, n, momenta[engine.next_batch - first], watch)
             raise
+        self._keep_part(engine, n, momenta[engine.next_batch - first], watch)
+        if engine.error is not None:
+            raise engine.error
+        return False
+
+    def _check(self, engine, outcome, data, n_batches):
+        """That what the engine holds may be kept."""
         if outcome == "abandoned":
             raise RuntimeError("a signal handler forked this process in the middle of a batch on several threads; the "
                                "network is as after the last epoch")
@@ -459,15 +461,6 @@ class Trainer:
             batch = min(engine.next_batch, n_batches - 1)
             raise DivergenceError(f"epoch {self.epoch}, batch {batch}: {what} not finite; the network is as after the "
                                   f"last epoch that was finite")
-        if outcome == "completed" or engine.update_count > updates:
-            self._take_over(engine, n, watch, momenta[engine.next_batch - first])
-        if engine.error is not None:
-            raise engine.error
-        if outcome == "stopped":
-            return None
-        # an epoch that was interrupted after its last batch has no rates left
-        lr = float(rates[-1]) if len(rates) else self._optimizer.lr_at(updates - 1, self.epoch, self._history)
-        return {"lr": lr, "seconds": time.perf_counter() - started}
 
     def _rates_and_momenta(self, updates, n):
         """Of the epoch's remaining n steps, and the momentum of the next epoch's first."""
@@ -501,44 +494,55 @@ class Trainer:
             if outcome != "paused":
                 return outcome
 
-    def _take_over(self, engine, n, watch, momentum):
-        """The engine's parameters, moments and position in the epoch become the trainer's."""
-        net, optimizer = self._net, self._optimizer
-        changes = {
-            "updates": engine.update_count, "l1_total": engine.l1_total, "continuation": None, "watch": watch,
-            "partial": (engine.next_batch, engine.loss_sum, engine.weight_sum, n, engine.n_correct,
-                        engine.n_in_top),
-        }
-        if not optimizer.shows_theta:
-            engine.store(net.flat, self._moments, self._state, changes)
-            return
-        # shown is theta = W + mV, whose zeros are exact: the product is rounded by itself, as in the step
-        parameters, velocity = np.empty_like(net.flat), np.empty_like(net.flat)
-        engine.store(parameters, velocity, {}, {})
-        shown = parameters + net.dtype.type(momentum) * velocity
-        changes["continuation"] = (shown, parameters)
-        core(net.dtype).commit([(net.flat, shown), (self._moments, velocity)], self._state, changes, [])
+    def _keep_part(self, engine, n, momentum, watch):
+        """The engine's position in the epoch, and what belongs to it, become the trainer's."""
+        if engine.update_count > self._state["updates"]:
+            partial = (engine.next_batch, engine.loss_sum, engine.weight_sum, n, engine.n_correct, engine.n_in_top)
+            self._take_over(engine, self._theta(engine, momentum), {"partial": partial, "watch": watch}, [], [])
 
-    def _end_epoch(self, engine, validation, watch, entries):
-        """What follows an epoch's last batch: its entries in the history, and the watch after them, returned."""
-        history, state, n = self._history, self._state, self._state["partial"][3]
+    def _end_epoch(self, engine, n, momentum, validation, watch, entries):
+        """What follows an epoch's last batch. All that can fail comes before the trainer changes."""
+        net, history, after = self._net, self._history, self._net
+        theta = self._theta(engine, momentum)
+        if validation is not None or self._optimizer.l1 or self._optimizer.l2:
+            after = net.copy()
+            if theta is None:
+                engine.store(after.flat, None)
+            else:
+                after.flat[...] = theta[0]
         mean = engine.loss_sum / engine.weight_sum if engine.weight_sum > 0 else 0.0
-        entries["loss"] = mean + self._penalty(n)
-        entries |= dict.fromkeys(("val_loss", *LATE), math.nan)
+        entries = dict.fromkeys(HISTORY, math.nan) | entries | {"loss": mean + self._penalty(after, n)}
         if self._loss in boundary.LABEL_LOSSES:
             entries["accuracy"] = engine.n_correct / n
         if self._top_k is not None:
             entries["top_k_accuracy"] = engine.n_in_top / n
         if validation is not None:
-            entries |= self._validate(validation)
+            entries |= self._validate(after, validation)
         copies = []
         if watch is not None:
-            watch, copies = watch.after(entries[watch.rule.monitor], self._net.flat)
-        core(self._net.dtype).commit(
-            copies, state, {"epoch": state["epoch"] + 1, "partial": None, "watch": watch},
-            [(getattr(history, name), value) for name, value in entries.items()],
-        )
-        return watch
+            watch, copies = watch.after(entries[watch.rule.monitor], net.flat)
+        self._take_over(engine, theta, {"epoch": self._state["epoch"] + 1, "partial": None, "watch": watch}, copies,
+                        [(getattr(history, name), value) for name, value in entries.items()])
+
+    def _theta(self, engine, momentum):
+        """Where the network shows theta = W + mV, whose zeros are exact: theta, W and V."""
+        if not self._optimizer.shows_theta:
+            return None
+        parameters, velocity = np.empty_like(self._net.flat), np.empty_like(self._net.flat)
+        engine.store(parameters, velocity)
+        # the product is rounded by itself, as in the step
+        return parameters + self._net.dtype.type(momentum) * velocity, parameters, velocity
+
+    def _take_over(self, engine, theta, changes, copies, entries):
+        """The engine's parameters and moments become the trainer's, with changes, copies and entries: all or none."""
+        net = self._net
+        changes |= {"updates": engine.update_count, "l1_total": engine.l1_total,
+                    "continuation": None if theta is None else theta[:2]}
+        if theta is None:
+            core(net.dtype).commit(copies, self._state, changes, entries, engine, net.flat, self._moments)
+        else:
+            copies = [(net.flat, theta[0]), (self._moments, theta[2]), *copies]
+            core(net.dtype).commit(copies, self._state, changes, entries)
 
     def _is_to_stop(self, watch, target_loss, callbacks):
         stop = watch is not None and watch.ended
@@ -550,14 +554,14 @@ class Trainer:
             stop |= answer is True
         return stop
 
-    def _penalty(self, n):
+    def _penalty(self, net, n):
         optimizer = self._optimizer
         share = 1 / min(self._batch_size, n) if optimizer.settings["penalty_scale"] == "batch" else 1
         l1, l2 = optimizer.l1 * share, optimizer.l2 * share
         if l1 == 0 and l2 == 0:
             return 0.0
-        arrays = [*self._net.weights, *(self._net.biases if optimizer.decays_bias else ())]
-        sums = [core(self._net.dtype).call_penalty(array.reshape(-1)) for array in arrays]
+        arrays = [*net.weights, *(net.biases if optimizer.decays_bias else ())]
+        sums = [core(net.dtype).call_penalty(array.reshape(-1)) for array in arrays]
         return l1 * math.fsum(s[0] for s in sums) + l2 * math.fsum(s[1] for s in sums)
 
     @property
@@ -565,29 +569,29 @@ class Trainer:
         """The one that the loss's kernel takes."""
         return self._delta if self._loss == "huber" else self._smoothing
 
-    def _validate(self, data):
+    def _validate(self, net, data):
         """The entries of a data set: the weighted mean loss, inf where scores overflow or leave its domain, ..."""
-        value, right, in_top = self._evaluate(data)
+        value, right, in_top = self._evaluate(net, data)
         return {"val_loss": value if math.isfinite(value) else math.inf, "val_accuracy": right,
                 "val_top_k_accuracy": in_top}
 
-    def _scores(self, X):
+    def _scores(self, net, X):
         """The network's scores; nan where they overflow."""
         try:
-            return self._net.forward(X, self._n_threads)
+            return net.forward(X, self._n_threads)
         except OverflowError:
-            return np.full((len(X), self._net.sizes[-1]), math.nan, self._net.dtype)
+            return np.full((len(X), net.sizes[-1]), math.nan, net.dtype)
 
-    def _evaluate(self, data):
-        net, kernels = self._net, core(self._net.dtype)
+    def _evaluate(self, net, data):
+        kernels = core(net.dtype)
         n = data.features.n
         if callable(self._loss):
-            scores = self._scores(data.X)
+            scores = self._scores(net, data.X)
             return boundary.loss_result(self._loss(scores.copy(), data.y), scores)[0], math.nan, math.nan
         total, right, in_top = 0.0, 0 if data.labels is not None else math.nan, 0 if self._top_k else math.nan
         for start in range(0, n, ROWS_A_VALIDATION_CHUNK):
             rows = slice(start, start + ROWS_A_VALIDATION_CHUNK)
-            scores = self._scores(data.X[rows])
+            scores = self._scores(net, data.X[rows])
             labels, targets, weight = (None if a is None else a[rows] for a in (data.labels, data.targets, data.weight))
             losses = np.empty(len(scores), net.dtype)
             kernels.call_loss(kernels.LOSSES[self._loss], scores, labels, targets, None, losses, np.empty_like(scores),

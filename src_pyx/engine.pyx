@@ -131,6 +131,7 @@ cdef class Engine:
         self.loss, self.settings, self.n_moments = loss, settings_from(settings), n_moments
         self.dropout, self.seed = dropout, seed
         self.layers = <Layer*> self.allocate(self.n_layers * sizeof(Layer))
+        memset(self.layers, 0, self.n_layers * sizeof(Layer))
         for i in range(self.n_layers):
             layer = &self.layers[i]
             layer.n_in, layer.n_out, layer.activation = sizes[i], sizes[i + 1], activations[i]
@@ -159,6 +160,7 @@ cdef class Engine:
             if i > 0:
                 layer.panel = rows * LANES
                 layer.hidden = self.allocate_reals(rows * whole(layer.n_in, LANES))
+                memset(layer.hidden, 0, rows * whole(layer.n_in, LANES) * sizeof(real))  # its last panel's padding
                 for r in range(rows + AHEAD):
                     layer.inputs[r] = layer.hidden + r * LANES
         self.ends = <const real**> self.allocate((rows + AHEAD) * sizeof(real*))
@@ -200,13 +202,16 @@ cdef class Engine:
         for which in range(self.n_moments):
             self.move(<real*> &moments[which * flat.shape[0]], True, which)
 
-    def store(self, real[::1] flat, real[::1] moments, dict state, dict changes):
-        """The reverse of load, and the changes of the state that goes with it: as `commit`, all or none."""
+    def store(self, real[::1] flat, real[::1] moments):
+        """The reverse of load; moments are None where they are not wanted."""
+        self.put(flat, moments)
+
+    cdef void put(self, real[::1] flat, real[::1] moments) noexcept:
         cdef int which
         self.move(&flat[0], False, -1)
-        for which in range(self.n_moments):
-            self.move(&moments[which * flat.shape[0]], False, which)
-        state.update(changes)
+        if moments is not None:
+            for which in range(self.n_moments):
+                self.move(&moments[which * flat.shape[0]], False, which)
 
     cdef void move(self, real* flat, bint inward, int moment) noexcept:
         cdef Layer* layer
@@ -819,16 +824,31 @@ cdef void engine_watch(void* engine) noexcept nogil:
 # What a signal handler, and so KeyboardInterrupt, must not find half done is done here: no Python bytecode runs
 # between the first change and the last.
 
-def commit(list copies, dict state, dict changes, list entries):
-    """Copies (to, from) between arrays, changes of the state, entries (list, value) appended."""
+def commit(list copies, dict state, dict changes, list entries, Engine engine=None, real[::1] flat=None,
+           real[::1] moments=None):
+    """The engine's parameters and moments stored, copies (to, from) between arrays, changes of the state's values,
+    entries (list, value) appended: all of it or, where memory is short, none."""
     cdef real[::1] to
     cdef const real[::1] source
-    cdef list column
+    cdef Py_ssize_t i, appended = 0
+    cdef list places = []
     for to, source in copies:
-        memcpy(&to[0], &source[0], to.shape[0] * sizeof(real))
-    state.update(changes)
-    for column, value in entries:
-        column.append(value)
+        places.append((<size_t> &to[0], <size_t> &source[0], to.shape[0]))
+    try:
+        for column, value in entries:
+            column.append(value)
+            appended += 1
+        state.update(changes)
+    except:
+        for i in range(appended):
+            entries[i][0].pop()
+        raise
+    # nothing below allocates
+    if engine is not None:
+        engine.put(flat, moments)
+    for i in range(len(places)):
+        memcpy(<void*> <size_t> places[i][0], <const void*> <size_t> places[i][1],
+               <size_t> places[i][2] * sizeof(real))
 
 
 cdef class Turn:

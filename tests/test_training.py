@@ -1,6 +1,5 @@
 """Whole trainings: against the reference, however they are cut into pieces, and when they fail."""
 
-import collections
 import contextlib
 import copy
 import dataclasses
@@ -20,12 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
 import fastopt as fo
-from fastopt import files, reference
+from fastopt import reference
 
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 LABELLED = ["softmax_cross_entropy", "hinge", "squared_hinge"]
@@ -1068,186 +1066,6 @@ def test_a_validation_that_fails_leaves_the_last_epoch(answer, error, epoch, res
     for each in (trainer, whole):
         each.fit(X, y, epochs=2, validation_data=(X, y), early_stopping=rule)
     assert state(trainer) == state(whole)
-
-
-# ------------------------------------------------------------------------------------------------------ files
-
-
-def saved(kind, path):
-    if kind == "model":
-        fo.MLP([2, 2, 1], activation="tanh", dropout=0.5, seed=3).save(path)
-        return fo.MLP.load
-    X, y, net = problem("mse", [2, 2, 1], 9, activation="tanh")
-    trainer = fo.Trainer(net, loss="mse", optimizer=NESTEROV_L1, batch_size=4, seed=3)
-    trainer.fit(X, y, epochs=2, validation_data=(X, y), early_stopping=fo.EarlyStopping(patience=9))
-    trainer.save(path)
-    return fo.Trainer.load
-
-
-kinds = pytest.mark.parametrize("kind", ["model", "checkpoint"])
-
-
-def outcome(load, path, content):
-    """What loading a file of that content comes to: an error's type, None for silence."""
-    path.write_bytes(content)
-    try:
-        load(path)
-    except Exception as error:
-        return type(error)
-    return None
-
-
-@kinds
-def test_every_flipped_bit_is_found(kind, tmp_path):
-    load = saved(kind, tmp_path / "good")
-    content, damaged = (tmp_path / "good").read_bytes(), tmp_path / "damaged"
-    outcomes = collections.Counter()
-    # of the longer file, bits of every byte
-    for bit in range(0, 8 * len(content), 7 if kind == "checkpoint" else 1):
-        flipped = bytearray(content)
-        flipped[bit // 8] ^= 1 << bit % 8
-        outcomes[outcome(load, damaged, flipped)] += 1
-    assert set(outcomes) == {fo.ModelFormatError}, outcomes
-
-
-@kinds
-def test_every_truncation_and_splice_is_found(kind, tmp_path):
-    load = saved(kind, tmp_path / "good")
-    content, damaged = (tmp_path / "good").read_bytes(), tmp_path / "damaged"
-    rng = np.random.default_rng(0)
-    candidates = [content[:n] for n in range(len(content))] + [
-        content + b"\0",
-        content + content,
-        b"\0" + content,
-    ]
-    for _ in range(300):
-        a, b, c = np.sort(rng.integers(0, len(content), 3))
-        candidates += [content[:a] + content[b:], content[:b] + content[a:], content[:a] + content[b:c]]
-    outcomes = collections.Counter(outcome(load, damaged, c) for c in candidates if c != content)
-    assert set(outcomes) == {fo.ModelFormatError}, outcomes
-
-
-def foreign(path):
-    """Files of other kinds."""
-    net = fo.MLP([2, 1])
-    yield b""
-    yield b"\0" * 64
-    yield b"\xff" * 64
-    yield b"{}"
-    yield pickle.dumps(net)
-    yield (2**63).to_bytes(8, "little") + b"{}"
-    yield json.dumps({"flat": [1, 2, 3]}).encode()
-    yield safetensors.numpy.save({"flat": net.flat})
-    yield safetensors.numpy.save({"flat": net.flat}, {"format": "pt"})
-    yield safetensors.numpy.save({"flat": net.flat}, {"format": "1", "fastopt": "[]"})
-    np.savez(path, flat=net.flat)
-    yield path.read_bytes()
-
-
-@kinds
-def test_other_files_are_refused(kind, tmp_path):
-    load = saved(kind, tmp_path / "good")
-    other = saved({"model": "checkpoint", "checkpoint": "model"}[kind], tmp_path / "other")
-    with pytest.raises(fo.ModelFormatError, match=kind):
-        other(tmp_path / "good")
-    for content in foreign(tmp_path / "other.npz"):
-        assert outcome(load, tmp_path / "foreign", content) is fo.ModelFormatError, content
-    with pytest.raises(FileNotFoundError):
-        load(tmp_path / "missing")
-
-
-TAMPERED = {  # what a hand that knows the format may write: tensors and description, from good ones
-    "newer format": lambda t, d, m: m.update(format=str(files.FORMAT + 1)),
-    "no tensors": lambda t, d, m: t.clear(),
-    "too few parameters": lambda t, d, m: t.update(flat=t["flat"][:8]),
-    "another dtype": lambda t, d, m: t.update(flat=t["flat"].astype("float16")),
-    "nan": lambda t, d, m: t.update(flat=t["flat"] * NAN),
-    "no network": lambda t, d, m: d.pop("network"),
-    "network is a list": lambda t, d, m: d.update(network=[2, 2, 1]),
-    "huge sizes": lambda t, d, m: d["network"].update(sizes=[2**62, 2**62, 1]),
-    "negative sizes": lambda t, d, m: d["network"].update(sizes=[-2, -2, 1]),
-    "sizes are text": lambda t, d, m: d["network"].update(sizes="221"),
-    "one size": lambda t, d, m: d["network"].update(sizes=[2]),
-    "unknown activation": lambda t, d, m: d["network"].update(activation="gelu"),
-    "dropout 1": lambda t, d, m: d["network"].update(dropout=1.0),
-}
-TAMPERED_CHECKPOINT = {
-    "no velocity": lambda t, d, m: t.pop("velocity"),
-    "velocity of another size": lambda t, d, m: t.update(velocity=t["velocity"][:8]),
-    "velocity nan": lambda t, d, m: t.update(velocity=t["velocity"] * NAN),
-    "no history": lambda t, d, m: t.pop("loss"),
-    "history of another length": lambda t, d, m: t.update(loss=np.zeros(7)),
-    "optimizer is a list": lambda t, d, m: d.update(optimizer=[]),
-    "no optimizer": lambda t, d, m: d.pop("optimizer"),
-    "unknown option": lambda t, d, m: d["optimizer"].update(beta=0.9),
-    "momentum 2": lambda t, d, m: d["optimizer"].update(momentum=2.0),
-    "unknown loss": lambda t, d, m: d.update(loss="focal"),
-    "loss is a number": lambda t, d, m: d.update(loss=3),
-    "epoch is text": lambda t, d, m: d.update(epoch="two"),
-    "epoch < 0": lambda t, d, m: d.update(epoch=-1),
-    "updates < 0": lambda t, d, m: d.update(updates=-1),
-    "updates 2**64": lambda t, d, m: d.update(updates=2**64),
-    "seed < 0": lambda t, d, m: d.update(seed=-1),
-    "batch 0": lambda t, d, m: d.update(batch_size=0),
-    "partial is text": lambda t, d, m: d.update(partial="half"),
-    "partial is short": lambda t, d, m: d.update(partial=[1]),
-    "partial < 0": lambda t, d, m: d.update(partial=[-1, 0.0, 0.0, 9]),
-    "watch is text": lambda t, d, m: d.update(watch="best"),
-    "patience 0": lambda t, d, m: d["watch"].update(patience=0),
-    "waited is text": lambda t, d, m: d["watch"].update(waited="long"),
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "change"),
-    [
-        *(
-            pytest.param(kind, f, id=f"{kind}, {n}")
-            for kind in ("model", "checkpoint")
-            for n, f in TAMPERED.items()
-        ),
-        *(pytest.param("checkpoint", f, id=name) for name, f in TAMPERED_CHECKPOINT.items()),
-    ],
-)
-def test_tampered_files_are_refused(kind, change, tmp_path):
-    load = saved(kind, tmp_path / "file")
-    content = (tmp_path / "file").read_bytes()
-    tensors = safetensors.numpy.load(content)
-    metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-    description = json.loads(metadata["fastopt"])
-    change(tensors, description, metadata)
-    metadata["fastopt"] = json.dumps(description)
-    content = files.signed(tensors, metadata)
-    assert outcome(load, tmp_path / "file", content) is fo.ModelFormatError
-
-
-def test_a_checkpoint_of_format_1(tmp_path):
-    """It named no optimizer and no options of the loss, and had no accuracy."""
-    X, y, net = problem("hinge", [4, 5, 3])
-    trainer = fo.Trainer(net, loss="hinge", optimizer=fo.SGD(0.1, **RULES["nesterov"]), batch_size=8, seed=0)
-    trainer.fit(X, y, epochs=2)
-    trainer.save(tmp_path / "new")
-    content = (tmp_path / "new").read_bytes()
-    tensors = safetensors.numpy.load(content)
-    metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-    description = json.loads(metadata["fastopt"])
-    kept = ("lr", "momentum", "nesterov", "weight_decay", "l1", "l2", "decay_bias")
-    description["optimizer"] = {name: description["optimizer"][name] for name in kept}
-    del description["loss_options"], description["l1_total"], tensors["accuracy"], tensors["val_accuracy"]
-    old = files.signed(tensors, metadata | {"format": "1", "fastopt": json.dumps(description)})
-    (tmp_path / "old").write_bytes(old)
-    loaded = fo.Trainer.load(tmp_path / "old")
-    assert np.isnan(loaded.history.accuracy).tolist() == [True, True]
-    for each in (trainer, loaded):
-        each.fit(X, y, epochs=2)
-    assert loaded.net.flat.tobytes() == trainer.net.flat.tobytes()
-
-
-def test_a_newer_format_says_which_version_it_needs(tmp_path):
-    content = safetensors.numpy.save({"flat": np.zeros(9)}, {"format": "99", "fastopt": "{}"})
-    (tmp_path / "file").write_bytes(content)
-    with pytest.raises(fo.ModelFormatError, match="format 99.*newer"):
-        fo.MLP.load(tmp_path / "file")
 
 
 # --------------------------------------------------------------------------------------------------- networks
