@@ -23,6 +23,7 @@ from .errors import ModelFormatError
 
 FORMAT = 2  # 2: checkpoints name their optimizer, and may hold schedules and the options of the loss
 DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 CHECKSUM = b'"sha256":"'
 BLANK = b"0" * 64
 LARGEST_HEADER = 1 << 24  # bytes: what is parsed costs many times its length
@@ -38,27 +39,32 @@ def write(path, tensors, description):
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _remove_leftovers(folder)
-        file, temporary = _new_file(folder)
-        try:
-            with file:
-                for piece in pieces:
-                    _write_all(file, memoryview(piece))
-                with contextlib.suppress(FileNotFoundError):
-                    os.fchmod(file.fileno(), os.stat(path).st_mode & 0o7777)
-                os.fsync(file.fileno())
-                os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        while not _replaced(path, folder, pieces):
+            pass
         os.fsync(directory)
     finally:
         os.close(directory)
 
 
-def _open_at_once(path, flags):
-    """Not a link, and without waiting for the other end of a pipe."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+def _replaced(path, folder, pieces):
+    """Writes the file; False where another one's clearing took it for a leftover, before it was locked."""
+    temporary = os.path.join(folder, f".fastopt-{os.urandom(8).hex()}.part")
+    try:
+        with open(temporary, "xb", buffering=0) as file:
+            _lock(file, 0)
+            if not os.fstat(file.fileno()).st_nlink:
+                return False
+            for piece in pieces:
+                _write_all(file, memoryview(piece))
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), os.stat(path).st_mode & 0o7777)
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    return True
 
 
 def _write_all(file, view):
@@ -80,15 +86,9 @@ def _lock(file, how):
     return True
 
 
-def _new_file(folder):
-    """A file and its name; the lock tells it from a leftover. An object, which an interrupt closes."""
-    while True:
-        path = os.path.join(folder, f".fastopt-{os.urandom(8).hex()}.part")
-        file = open(path, "xb", buffering=0)
-        _lock(file, 0)
-        if os.fstat(file.fileno()).st_nlink:
-            return file, path
-        file.close()  # another one's clearing came before the lock
+def _open_at_once(path, flags):
+    """Not a link, and without waiting for the other end of a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _remove_leftovers(folder):
@@ -108,10 +108,9 @@ def signed(tensors, metadata):
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     header, at = {"__metadata__": metadata | {"sha256": BLANK.decode()}}, 0
     for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):  # so that each is aligned
-        tensor = tensors[name]
-        code = next(code for code, dtype in DTYPES.items() if dtype == tensor.dtype)
-        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}
+        tensor, begin = tensors[name], at
         at += tensor.nbytes
+        header[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, at]}
     head = json.dumps(header, separators=(",", ":")).encode()
     if len(head) > LARGEST_HEADER:
         raise ValueError(f"the description takes {len(head)} bytes, more than the {LARGEST_HEADER} of a file's header")
@@ -133,9 +132,9 @@ def _sha256(pieces, at):
         digest = hashlib.sha256(length, usedforsecurity=False)
         for piece in (view[:at], BLANK, view[at + len(BLANK) :], *data):
             digest.update(piece)
+        return digest.hexdigest()
     except ValueError as error:
         raise MemoryError(f"for a checksum: {error}") from None  # all that OpenSSL says of it
-    return digest.hexdigest()
 
 
 # -- reading ----------------------------------------------------------------------------------------------------

@@ -462,8 +462,6 @@ def top_k_accuracy(scores, y, k):
 
 def ranks_of_labels(scores, labels):
     """How many classes come before each label; of one score and labels -1 and 1, whether the sign is another."""
-    if scores.shape[1] == 1:
-        return (np.where(scores[:, 0] > 0, 1, -1) != labels).astype(int)
-    at_label = np.take_along_axis(scores, labels[:, None], axis=1)
-    first = (scores == at_label) & (np.arange(scores.shape[1]) < labels[:, None])
-    return np.count_nonzero((scores > at_label) | first, axis=1)
+    ranks = np.empty(len(scores), np.int64)
+    core(scores.dtype).call_ranks(scores, labels, ranks)
+    return ranks

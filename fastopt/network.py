@@ -14,7 +14,7 @@ INITS = {
     "glorot_normal": lambda n_in, n_out: math.sqrt(2 / (n_in + n_out)),
     "he_uniform": lambda n_in, n_out: math.sqrt(6 / n_in),
     "he_normal": lambda n_in, n_out: math.sqrt(2 / n_in),
-    "zeros": lambda n_in, n_out: 0.0,
+    "zeros": None,
 }
 ROWS_A_CHUNK = 256
 
@@ -70,11 +70,14 @@ class MLP:
         self._activation = boundary.choice("activation", activation, tuple(boundary.ACTIVATIONS))
         self._dropout = boundary.number("dropout", dropout, least=0.0, below=1.0)
         self._dtype = boundary.dtype(dtype)
-        rng = np.random.default_rng(boundary.integer("seed", seed, 0))
+        seed = boundary.integer("seed", seed, 0)
         if not callable(init):
             boundary.choice("init", init, tuple(INITS))
         self._set_flat(np.zeros(sum((a + 1) * b for a, b in itertools.pairwise(self._sizes)), self._dtype))
-        for i, weight in enumerate(self.weights if init != "zeros" else ()):
+        if init == "zeros":
+            return
+        rng = np.random.default_rng(seed)
+        for i, weight in enumerate(self.weights):
             weight[...] = boundary.data(f"init for weights[{i}]", _initial(init, weight.shape, rng), weight.shape,
                                         self._dtype)
 
@@ -107,6 +110,7 @@ class MLP:
         """The kernels' number of each layer's activation."""
         return [boundary.ACTIVATIONS[self._activation]] * (len(self._sizes) - 2) + [boundary.ACTIVATIONS[None]]
 
+    @boundary.memory_errors
     def forward(self, X, n_threads=None):
         """The scores of the samples; a row alone or in any batch gives the same bits.
 
@@ -137,6 +141,7 @@ class MLP:
                                 f"the parameters are not, or are too large")
         return out
 
+    @boundary.memory_errors
     def loss_and_grad(self, X, y, loss="softmax_cross_entropy", sample_weight=None, loss_options=None):
         """The mean loss over the samples and its gradient by all parameters; no dropout, no penalty.
 
@@ -210,6 +215,7 @@ class MLP:
     def __reduce__(self):
         return _from_flat, (self._sizes, self._activation, self._dropout, self._flat)
 
+    @boundary.memory_errors
     def save(self, path):
         """Writes the network to a safetensors file, its architecture in the metadata; the old file stays until then.
 
@@ -224,6 +230,7 @@ class MLP:
         files.write(path, {"flat": self._flat}, {"kind": "model", "network": files.network_description(self)})
 
     @classmethod
+    @boundary.memory_errors
     def load(cls, path):
         """The network that `save` wrote.
 

@@ -241,6 +241,7 @@ class Trainer:
     loss = property(lambda self: self._loss, doc="The loss's name, or the callable.")
     optimizer = property(lambda self: self._optimizer, doc="The optimizer.")
 
+    @boundary.memory_errors
     def fit(self, X, y, *, epochs, sample_weight=None, validation_data=None, early_stopping=None, target_loss=None,
             callbacks=(), progress=False):
         """Trains for up to `epochs` further epochs; calling it again goes on.
@@ -615,6 +616,7 @@ class Trainer:
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
+    @boundary.memory_errors
     def save(self, path):
         """Writes everything that `fit` needs to go on with the same bits; callables are not stored.
 
@@ -656,6 +658,7 @@ class Trainer:
         files.write(path, {name: tensor for name, tensor in tensors.items() if tensor is not None}, description)
 
     @classmethod
+    @boundary.memory_errors
     def load(cls, path, loss=None, lr=None, momentum=None, loss_options=None):
         """The trainer that `save` wrote; its `fit` goes on with the same bits.
 

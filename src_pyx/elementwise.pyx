@@ -210,12 +210,13 @@ memory_hook = None
 cdef class Memory:
     """One block on a cache line's boundary, not cleared: the only allocation in the core."""
     cdef void* start
-    cdef uint8_t[::1] lent
+    cdef object lent
 
     def __cinit__(self, size_t size):
+        cdef uint8_t[::1] view
         if memory_hook is not None:
-            self.lent = memory_hook(size)
-            self.start = &self.lent[0]
+            self.lent = view = memory_hook(size)
+            self.start = &view[0]
         elif posix_memalign(&self.start, 64, max(size, <size_t> 64)) != 0:
             self.start = NULL
             raise MemoryError(f"{size} bytes for the core's buffers")

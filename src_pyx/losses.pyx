@@ -473,3 +473,20 @@ def call_weighted_sum(const real[::1] values, const real[::1] weight):
     with nogil:
         total = weighted_sum(&values[0], weight_start, values.shape[0])
     return total
+
+
+def call_ranks(const real[:, ::1] scores, const int64_t[::1] labels, int64_t[::1] ranks):
+    """rank_lanes of samples one after another"""
+    cdef Py_ssize_t i, j, k = scores.shape[1]
+    cdef const real* s
+    cdef real at_label
+    with nogil:
+        for i in range(scores.shape[0]):
+            s = &scores[i, 0]
+            if k == 1:
+                ranks[i] = (s[0] > 0) != (labels[i] > 0)
+                continue
+            at_label = s[labels[i]]
+            ranks[i] = 0
+            for j in range(k):
+                ranks[i] += s[j] > at_label or (s[j] == at_label and j < labels[i])
