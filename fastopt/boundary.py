@@ -4,6 +4,7 @@ Each function takes the argument's name and value and returns what the kernels t
 ValueError naming the argument, what was expected and what came; for data, the first offending position.
 """
 
+import errno
 import functools
 import math
 import numbers
@@ -23,6 +24,32 @@ LOSS_OPTIONS = {"softmax_cross_entropy": ("class_weight", "label_smoothing"), "h
 MAX_THREADS = 64
 #: Multiply-adds that are worth a thread, about 0.1 ms of them: beside a busy neighbour a thread starts that late.
 WORTH_A_THREAD = 3_000_000
+
+# -- memory -----------------------------------------------------------------------------------------------------
+
+
+def memory_errors(function):
+    """A MemoryError for what NumPy, the interpreter and the system say in other words where memory is short."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments, **options):
+        try:
+            return function(*arguments, **options)
+        except SystemError as error:
+            if "without" in str(error) or "NULL" in str(error):  # an exception that nobody had the memory to make
+                raise MemoryError(str(error)) from error
+            raise
+        except RuntimeError as error:
+            if "can't allocate" in str(error):
+                raise MemoryError(str(error)) from error
+            raise
+        except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise MemoryError(str(error)) from error
+            raise
+
+    return wrapped
+
 
 # -- scalars ----------------------------------------------------------------------------------------------------
 
@@ -126,15 +153,40 @@ def _from_environment(name):
     return value
 
 
+#: Where the kernel lists this process's control groups, and where it shows them.
+CGROUP_LIST, CGROUPS = "/proc/self/cgroup", "/sys/fs/cgroup"
+
+
+def _read(*path):
+    try:
+        with open(os.path.join(*path)) as file:
+            return file.read()
+    except (OSError, UnicodeError):
+        return ""
+
+
 @functools.cache
 def _cgroup_quota():
-    """CPUs granted by the container's quota, or None."""
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-        return None if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):
-        return None
+    """CPUs granted by the least quota of this process's control groups and those above them, or None."""
+    quotas = []
+    for line in _read(CGROUP_LIST).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            folder, files = CGROUPS, ["cpu.max"]
+        elif "cpu" in controllers.split(","):  # version 1
+            folder, files = os.path.join(CGROUPS, "cpu"), ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        else:
+            continue
+        # a container may show its own group as the root, under a path that it has outside only
+        names = path.strip("/").split("/")
+        for depth in range(len(names) + 1):
+            try:
+                quota, period = map(int, " ".join(_read(folder, *names[:depth], file) for file in files).split())
+            except ValueError:
+                continue  # "max", or no such group
+            if quota > 0 and period > 0:
+                quotas.append(max(1, math.ceil(quota / period)))
+    return min(quotas, default=None)
 
 
 def processors():
@@ -156,25 +208,6 @@ def threads(n_threads, operations):
     if limit == 1:
         return 1
     return min(limit, available_threads() if n_threads is None else processors())
-
-
-#: In a forked child OpenMP's pool is the parent's and dead; waiting for it would never end.
-_forked = False
-
-
-def _after_fork():
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def openmp_threads(n_threads, operations):
-    """The same, for kernels that share their work by OpenMP."""
-    n_threads = threads(n_threads, operations)
-    return 1 if _forked else n_threads
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------
@@ -209,9 +242,12 @@ def rectangular(name, value):
 
 
 def real_array(name, value):
-    """An array of real numbers (bool, integer or floating), as it is."""
+    """An array of real numbers (bool, integer or floating), as it is.
+
+    A view: another thread may give the caller's array another shape or dtype after that was checked.
+    """
     _check_unmasked(name, value)
-    array = rectangular(name, value)
+    array = rectangular(name, value).view()
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
     return array

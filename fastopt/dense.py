@@ -53,7 +53,7 @@ def dense_forward(x, weight, bias=None, *, activation=None, out=None, n_threads=
     b = None if bias is None else boundary.data("bias", bias, (n_out,), dtype)
     samples = boundary.data("x", x, (None, n_in), dtype)
     n = len(samples)
-    workers = boundary.openmp_threads(n_threads, n * n_in * n_out)
+    workers = boundary.threads(n_threads, n * n_in * n_out)
     if out is not None:
         boundary.output("out", out, (n, n_out), dtype, {"x": x, "weight": weight, "bias": bias})
     result = np.empty((n, n_out), dtype)
@@ -115,7 +115,7 @@ def dense_backward(dout, x, weight, *, output=None, activation=None, n_threads=N
         if output is None:
             raise ValueError(f"output must be given with activation={activation!r}")
         outputs = boundary.data("output", output, (n, n_out), dtype)
-    workers = boundary.openmp_threads(n_threads, 2 * n * n_in * n_out)
+    workers = boundary.threads(n_threads, 2 * n * n_in * n_out)
     if activation is not None:
         before = np.empty_like(dscores)
         core(dtype).call_activation_backward(code, outputs.reshape(-1), dscores.reshape(-1), before.reshape(-1))

@@ -2,8 +2,8 @@
 
 Arrays are C-contiguous; arrays of one call have one dtype. A loss kernel writes losses[i] and
 dscores[i] = factor[i] * d losses[i] / d scores[i]; factor may be NULL and then is 1 (for the mean: 1 / n).
-Activations are numbered 0 identity, 1 relu, 2 sigmoid, 3 tanh. n_threads is at least 1, and 1 in a process that was
-forked after more than one was used.
+Activations are numbered 0 identity, 1 relu, 2 sigmoid, 3 tanh. n_threads is at least 1, and an upper bound: a region
+has those that can be created, in a forked process one.
 """
 from libc.stdint cimport int64_t
 

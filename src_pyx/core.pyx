@@ -11,6 +11,7 @@ from libc.math cimport INFINITY, sqrt
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
+from posix.unistd cimport getpid
 from threading import get_ident
 
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec

@@ -369,10 +369,10 @@ cdef void forward_panel(const real* x, const real* weight, const real* bias, rea
 cdef api void dense_forward(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t n,
                             Py_ssize_t n_in, Py_ssize_t n_out, int activation, int n_threads) noexcept nogil:
     """out (n, n_out) = activation(x (n, n_in) @ weight.T + bias); bias may be NULL"""
-    cdef Py_ssize_t panels = (n_out + LANES - 1) // LANES
+    cdef Py_ssize_t panels = (n_out + LANES - 1) // LANES, shares, unit, r
+    n_threads = openmp_threads(n_threads)
     # units of one panel, or of one panel and a share of the rows where panels are too few for the threads
-    cdef Py_ssize_t shares = min(n, (n_threads + panels - 1) // panels)
-    cdef Py_ssize_t unit, r
+    shares = min(n, (n_threads + panels - 1) // panels)
     if n_threads == 1:
         for unit in range(panels):
             forward_panel(x, weight, bias, out, n, n_in, n_out, activation, unit * LANES)
@@ -393,6 +393,7 @@ cdef api void dense_backward(const real* dscores, const real* x, const real* wei
     cdef Py_ssize_t lanes = LANES
     cdef Py_ssize_t panels = (n_in + lanes - 1) // lanes
     cdef Py_ssize_t unit, k, width
+    n_threads = openmp_threads(n_threads)
     for unit in prange(panels, num_threads=n_threads, schedule="static", use_threads_if=n_threads > 1):
         k = unit * lanes
         width = min(lanes, n_in - k)

@@ -839,7 +839,7 @@ def commit(list copies, dict state, dict changes, list entries, Engine engine=No
             column.append(value)
             appended += 1
         state.update(changes)
-    except:
+    except BaseException:
         for i in range(appended):
             entries[i][0].pop()
         raise
@@ -854,18 +854,19 @@ def commit(list copies, dict state, dict changes, list entries, Engine engine=No
 cdef class Turn:
     """A context that only one at a time can be in; a second is refused, not kept waiting."""
     cdef object holder
+    cdef int process    # a forked child does not have the thread that was in it
 
     def __enter__(self):
-        if self.holder is not None:
+        if self.holder is not None and self.process == getpid():
             raise RuntimeError("a fit of this trainer is already running")
-        self.holder = get_ident()
+        self.holder, self.process = get_ident(), getpid()
 
     def __exit__(self, *exception):
         self.holder = None
 
     def is_anothers(self):
         """Whether another thread is in it."""
-        return self.holder is not None and self.holder != get_ident()
+        return self.holder is not None and self.process == getpid() and self.holder != get_ident()
 
 
 OUTCOMES = {RUNNING: "abandoned", PAUSED: "paused", COMPLETED: "completed", STOPPED: "stopped", DIVERGED: "diverged",

@@ -8,6 +8,10 @@
 # Helpers sleep while no job wants them: none spins when a job has ended. OpenMP has neither property, and its pool is
 # dead in a forked child, where this one starts anew.
 
+from libc.stdlib cimport malloc
+
+from fastopt import _cpu
+
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
         pass
@@ -30,12 +34,17 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_attr_destroy(pthread_attr_t*)
     int PTHREAD_CREATE_DETACHED
     int pthread_create(pthread_t*, pthread_attr_t*, void* (*)(void*) noexcept nogil, void*)
+    int pthread_join(pthread_t, void**)
     int pthread_mutex_init(pthread_mutex_t*, void*)
     int pthread_mutex_lock(pthread_mutex_t*)
     int pthread_mutex_unlock(pthread_mutex_t*)
     int pthread_cond_init(pthread_cond_t*, void*)
     int pthread_cond_wait(pthread_cond_t*, pthread_mutex_t*)
     int pthread_cond_broadcast(pthread_cond_t*)
+    ctypedef unsigned int pthread_key_t
+    int pthread_key_create(pthread_key_t*, void*)
+    void* pthread_getspecific(pthread_key_t)
+    int pthread_setspecific(pthread_key_t, const void*)
     int pthread_atfork(void (*)() noexcept nogil, void (*)() noexcept nogil, void (*)() noexcept nogil)
 
 cdef enum:
@@ -43,6 +52,7 @@ cdef enum:
     UNIT_MASK = (1 << UNIT_BITS) - 1
     MAX_HELPERS = 63
     HELPER_STACK = 1 << 20          # bytes; a unit's blocks and tiles take 50 KiB, and sanitizers some times that
+    OPENMP_MEMORY = 1 << 16         # bytes; libgomp's own, for a team of MAX_HELPERS + 1
 
 cdef struct Job:
     void (*run_unit)(void* self, Py_ssize_t unit, int thread) noexcept nogil
@@ -76,8 +86,24 @@ cdef void init_pool() noexcept nogil:
     pthread_cond_init(&pool.wake, NULL)
 
 
+cdef bint forked = False
+cdef pthread_key_t team_key         # how many threads the calling thread's last OpenMP region had
+
+
+cdef void after_fork() noexcept nogil:
+    global forked
+    forked = True
+    init_pool()
+
+
 init_pool()
-pthread_atfork(NULL, NULL, init_pool)
+pthread_atfork(NULL, NULL, after_fork)
+# one key for the modules of both dtypes, whose regions share libgomp's pool
+if not hasattr(_cpu, "team_key"):
+    if pthread_key_create(&team_key, NULL) != 0:
+        raise ImportError("fastopt needs a key for thread-specific data, and this process has none left")
+    _cpu.team_key = team_key
+team_key = _cpu.team_key
 
 
 cdef void open_phase(int64_t count) noexcept nogil:
@@ -183,3 +209,39 @@ cdef void run_job(Job* job, Py_ssize_t count, int n_threads) noexcept nogil:
             spin(waits)
     want(0)
     atomic_write(&pool.taken, 0)
+
+
+cdef void* pass_gate(void* gate) noexcept nogil:
+    pthread_mutex_lock(<pthread_mutex_t*> gate)
+    pthread_mutex_unlock(<pthread_mutex_t*> gate)
+    return NULL
+
+
+cdef int openmp_threads(int n_threads) noexcept nogil:
+    """How many of n_threads an OpenMP region may have, which must follow.
+
+    libgomp ends the process where it cannot create a thread: those that it has not yet are tried before. Its pool is
+    the calling thread's, and each team leaves as many there as it had. In a forked child it is dead: waiting for it
+    would never end.
+    """
+    cdef pthread_t tried[MAX_HELPERS]
+    cdef pthread_mutex_t gate
+    cdef void* memory
+    cdef int team, i, n = 0
+    if forked or n_threads == 1:
+        return 1
+    team = max(1, <int> <Py_ssize_t> pthread_getspecific(team_key))
+    n_threads = min(n_threads, MAX_HELPERS + 1)
+    if n_threads > team:
+        memory = malloc(OPENMP_MEMORY)
+        pthread_mutex_init(&gate, NULL)
+        pthread_mutex_lock(&gate)
+        while team + n < n_threads and memory != NULL and pthread_create(&tried[n], NULL, pass_gate, &gate) == 0:
+            n += 1
+        pthread_mutex_unlock(&gate)
+        for i in range(n):
+            pthread_join(tried[i], NULL)
+        free(memory)
+        n_threads = team + n
+    pthread_setspecific(team_key, <void*> <Py_ssize_t> n_threads)
+    return n_threads

@@ -58,3 +58,15 @@ def test_examples_are_found():
     finder = doctest.DocTestFinder(exclude_empty=True)
     modules = [importlib.import_module(f"fastopt.{name}") for name in MODULES]
     assert sum(len(test.examples) > 0 for module in modules for test in finder.find(module)) >= 38
+
+
+def test_every_promise_names_its_test():
+    """Lines 1 to 36 of the page on reliability, and tests that are there."""
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (\d+) \|.*?\|.*?\|(.*?)\|", text.replace("\\|", "/"), re.MULTILINE))
+    assert sorted(map(int, rows)) == list(range(1, 37))
+    for tests in rows.values():
+        named = re.findall(r"`(?:python )?(?:(test_\w+\.py)::(test_\w+)|(tests/\S+?))`", tests)
+        assert named
+        for file, test, program in named:
+            assert (ROOT / program).is_file() if program else f"def {test}(" in (ROOT / "tests" / file).read_text()

@@ -6,7 +6,6 @@ import ctypes
 import gc
 import itertools
 import json
-import mmap
 import os
 import pickle
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import between, bytes_between
 
 import fastopt as fo
 from fastopt._dispatch import core
@@ -136,7 +136,7 @@ def test_the_nth_allocation_fails(nomemory, action, for_ever, tmp_path):
     itself turns in a circle.
     """
     environment = os.environ | {"LD_PRELOAD": str(nomemory), "PYTHONMALLOC": "pymalloc" if for_ever else "malloc"}
-    command = [sys.executable, "-P", __file__, str(nomemory.parent), action, str(int(for_ever)), str(tmp_path)]
+    command = [sys.executable, __file__, str(nomemory.parent), action, str(int(for_ever)), str(tmp_path)]
     child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert child.returncode == 0, child.stdout[-2000:] + child.stderr[-4000:]
     found = json.loads(child.stdout)
@@ -243,25 +243,6 @@ def poisoned(dtype):
     return lambda size: np.resize(SIGNALLING[dtype], size // 4 + 1).view(np.uint8)[: max(size, 1)]
 
 
-def guarded(size, at_end):
-    """Bytes between two pages that must not be touched: up to the second, or from the first on."""
-    page, protect = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True).mprotect
-    inner = -(-max(size, 1) // page) * page
-    block = mmap.mmap(-1, inner + 2 * page)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(block))
-    for guard in (start, start + page + inner):
-        assert protect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
-    offset = page + (inner - size if at_end else 0)
-    return np.frombuffer(block, np.uint8, size, offset) if size else np.frombuffer(block, np.uint8, 1, page)
-
-
-def lent(array, at_end):
-    """The array's values between two such pages."""
-    return_ = guarded(array.nbytes, at_end)[: array.nbytes].view(array.dtype).reshape(array.shape)
-    return_[...] = array
-    return return_
-
-
 def configurations(sizes):
     """Trainings whose sizes divide nothing: batch, samples, layers, outputs, losses, rules by turns."""
     losses = itertools.cycle(["softmax_cross_entropy", "hinge", "mse", "binary_cross_entropy", "msle", "huber"])
@@ -336,10 +317,10 @@ def stay_between_pages(dtype, at_end, step):
     """What `test_nothing_is_touched_outside` runs in a child."""
     for configuration in configurations(SIZES[::step]):
         expected = result(*configuration, dtype)
-        with memory_from(lambda size: guarded(size, at_end), dtype):
-            assert result(*configuration, dtype, lambda array: lent(array, at_end)) == expected, configuration
+        with memory_from(lambda size: bytes_between(size, at_end), dtype):
+            assert result(*configuration, dtype, lambda array: between(array, at_end)) == expected, configuration
     for size in SIZES:
-        call_kernels(size, dtype, lambda array: lent(array, at_end))
+        call_kernels(size, dtype, lambda array: between(array, at_end))
 
 
 @dtypes
@@ -347,7 +328,7 @@ def stay_between_pages(dtype, at_end, step):
 @pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.thorough), 4])
 def test_nothing_is_touched_outside(dtype, at_end, step):
     """Every buffer of the core and every array of the caller's ends, or starts, at a page that must not be touched."""
-    command = [sys.executable, "-P", __file__, "pages", dtype, str(int(at_end)), str(step)]
+    command = [sys.executable, __file__, "pages", dtype, str(int(at_end)), str(step)]
     child = subprocess.run(command, capture_output=True, text=True)
     assert child.returncode == 0, f"{child.returncode}: {child.stdout[-2000:]}{child.stderr[-4000:]}"
 
@@ -355,8 +336,8 @@ def test_nothing_is_touched_outside(dtype, at_end, step):
 def test_the_pages_are_guarded():
     """A byte before or behind the buffer ends the process."""
     for index, at_end in ((-1, False), (9, True)):
-        source = (f"import sys; sys.path.insert(0, {str(HERE)!r}); import ctypes, test_memory\n"
-                  f"a = test_memory.guarded(9, {at_end})\na[0] = a[8] = 1\n"
+        source = (f"import sys; sys.path.insert(0, {str(HERE)!r}); import ctypes, pages\n"
+                  f"a = pages.bytes_between(9, {at_end})\na[0] = a[8] = 1\n"
                   f"ctypes.c_char.from_address(a.ctypes.data + {index}).value")
         child = subprocess.run([sys.executable, "-c", source], capture_output=True)
         assert child.returncode == -11, child.stderr
