@@ -115,6 +115,8 @@ def nomemory(tmp_path_factory):
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"there is no C compiler {compiler[0]!r} to build the failing malloc with")
+    if os.environ.get("LD_PRELOAD"):
+        pytest.skip("another library already stands before the C library's malloc")
     if "linux" not in sys.platform:
         pytest.skip("malloc is replaced by names of the GNU C library")
     library = tmp_path_factory.mktemp("nomemory") / "nomemory.so"

@@ -267,6 +267,30 @@ def test_flags_as_the_reference(options):
     np.testing.assert_allclose(runs[0][1], runs[1][1], rtol=1e-12)
 
 
+PENALISED = {
+    f"{name}, {mode}": lambda make=make, mode=mode: make(l1=0.05, l1_mode=mode)
+    for mode in ("prox", "subgradient")
+    for name, make in {
+        "sgd": lambda **p: fo.SGD(0.05, **p), "adagrad": lambda **p: fo.AdaGrad(0.05, **p),
+        "rmsprop": lambda **p: fo.RMSProp(0.02, **p), "adadelta": lambda **p: fo.AdaDelta(0.5, eps=0.01, **p),
+        "adam": lambda **p: fo.Adam(0.02, **p),
+    }.items()
+}
+
+
+@pytest.mark.parametrize("name", PENALISED)
+def test_l1_as_the_reference(name):
+    X, t = regression()
+    runs = []
+    for impl in (fo, reference):
+        net = fo.MLP([8, 3, 1], "tanh", dtype="float64", seed=1)
+        trainer = impl.Trainer(net, loss="mse", optimizer=PENALISED[name](), batch_size=16, seed=3)
+        history = trainer.fit(X, t, epochs=5)
+        runs.append((trainer.net.flat, history.loss))
+    np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(runs[0][1], runs[1][1], rtol=1e-12)
+
+
 # -- what is reached --------------------------------------------------------------------------------------------
 
 
