@@ -1,6 +1,7 @@
 """How fast fastopt is: `python -m benchmarks` beside other libraries and the machine's peak, `benchmarks.kernels` each
-kernel alone, `benchmarks.threads` beside a busy process, `benchmarks.memory` what a fit takes, `benchmarks.commits`
-one revision beside another. Each says more with --help."""
+kernel alone, `benchmarks.threads` beside a busy process, `benchmarks.memory` what a fit takes,
+`benchmarks.reliability` what denormals and checks cost, `benchmarks.commits` one revision beside another. Each says
+more with --help."""
 
 import sys
 from pathlib import Path

@@ -123,6 +123,8 @@ cdef class Engine:
                   dict settings, int n_moments, double dropout, uint64_t seed):
         cdef Layer* layer
         cdef Py_ssize_t i, r, j, weights = 0, size, rows = whole(batch, LANES)
+        if batch > (1 << 56) // (max(sizes) + 64):  # below, no size in bytes overflows
+            raise MemoryError(f"for batches of {batch} samples")
         self.memory = []
         self.n_layers = len(sizes) - 1
         self.batch = batch

@@ -179,7 +179,7 @@ def run_out_of_memory(folder, action, for_ever, files):
     act(whole)
     afterwards = state(whole)
     used = []
-    for step in (5, 1):  # first to fill the interpreter's caches
+    for step in (5, 5, 1):  # first to fill the interpreter's caches
         for n in itertools.count(0, step):
             trainer = copy.deepcopy(base)
             interrupts[:] = [3] if action == "interrupted fit" else []
@@ -206,7 +206,7 @@ def run_out_of_memory(folder, action, for_ever, files):
         del trainer, error
         gc.collect()
         used.append(bytes_in_use())
-    print(json.dumps({"allocations": n, "leaked": used[1] - used[0]}))
+    print(json.dumps({"allocations": n, "leaked": used[2] - used[1]}))
 
 
 class Mallinfo(ctypes.Structure):
