@@ -4,11 +4,11 @@ Each function takes the argument's name and value and returns what the kernels t
 ValueError naming the argument, what was expected and what came; for data, the first offending position.
 """
 
-import errno
 import functools
 import math
 import numbers
 import os
+import re
 import warnings
 
 import numpy as np
@@ -28,23 +28,19 @@ WORTH_A_THREAD = 3_000_000
 # -- memory -----------------------------------------------------------------------------------------------------
 
 
+#: How the interpreter reports a function, NumPy's in general, that had no memory for an exception.
+NO_REASON = re.compile("without setting an exception|without exception set|NULL object passed")
+
+
 def memory_errors(function):
-    """A MemoryError for what NumPy, the interpreter and the system say in other words where memory is short."""
+    """A MemoryError for what the interpreter says in other words where memory is short."""
 
     @functools.wraps(function)
     def wrapped(*arguments, **options):
         try:
             return function(*arguments, **options)
         except SystemError as error:
-            if "without" in str(error) or "NULL" in str(error):  # an exception that nobody had the memory to make
-                raise MemoryError(str(error)) from error
-            raise
-        except RuntimeError as error:
-            if "can't allocate" in str(error):
-                raise MemoryError(str(error)) from error
-            raise
-        except OSError as error:
-            if error.errno == errno.ENOMEM:
+            if type(error) is SystemError and NO_REASON.search(str(error)):
                 raise MemoryError(str(error)) from error
             raise
 

@@ -26,14 +26,32 @@ DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 CHECKSUM = b'"sha256":"'
 BLANK = b"0" * 64
+MOST_DIMENSIONS = 8
 LARGEST_HEADER = 1 << 24  # bytes: what is parsed costs many times its length
 
 # -- writing ----------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _memory_errors():
+    """A MemoryError where the system says it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError(str(error)) from error
+        raise
+
+
+@_memory_errors()
 def write(path, tensors, description):
     """Tensors and a description of JSON values, atomically."""
-    path = os.path.realpath(os.fsdecode(path))
+    named = os.fsdecode(path)
+    path = os.path.realpath(named)
+    if os.path.isdir(path) or not os.path.basename(named):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), named)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "not a regular file", named)
     pieces = signed(tensors, {"format": str(FORMAT), "fastopt": json.dumps(description)})
     folder = os.path.dirname(path)
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -54,10 +72,10 @@ def _replaced(path, folder, pieces):
             _lock(file, 0)
             if not os.fstat(file.fileno()).st_nlink:
                 return False
-            for piece in pieces:
-                _write_all(file, memoryview(piece))
             with contextlib.suppress(FileNotFoundError):
                 os.fchmod(file.fileno(), os.stat(path).st_mode & 0o7777)
+            for piece in pieces:
+                _write_all(file, memoryview(piece))
             os.fsync(file.fileno())
             os.replace(temporary, path)
     except BaseException:
@@ -151,8 +169,10 @@ def refusing(path):
         raise ModelFormatError(f"{path} is not a fastopt file: {type(error).__name__}: {error}") from None
 
 
+@_memory_errors()
 def read(path, kind):
     """(tensors, description) of a file of that kind."""
+    path = os.fsdecode(path)
     # a pipe would wait for its other end
     with (open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file,
           refusing(path)):
@@ -198,10 +218,12 @@ def _tensors(header, data):
     tensors, at = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         dtype = DTYPES[entry["dtype"]]
-        shape = [boundary.integer("size", size, 0) for size in entry["shape"]]
+        # none can be larger than all data: what comes from a header is not multiplied unbounded
+        shape = [boundary.integer("size", size, 0, len(data)) for size in entry["shape"][:MOST_DIMENSIONS + 1]]
         begin, end = entry["data_offsets"]
-        if begin != at or end - begin != math.prod(shape) * dtype.itemsize or end > len(data):
-            raise ValueError(f"{name} of shape {shape} does not lie at {begin}..{end}")
+        if len(shape) > MOST_DIMENSIONS or begin != at or end > len(data) or (
+                end - begin != math.prod(shape) * dtype.itemsize):
+            raise ValueError(f"a tensor does not lie where it should, at {at}")
         tensors[name] = data[begin:end].view(dtype).reshape(shape)
         at = end
     if at != len(data):

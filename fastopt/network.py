@@ -226,8 +226,10 @@ class MLP:
         ValueError
             A parameter is not finite.
         """
-        boundary.check_parameters(self._flat)
-        files.write(path, {"flat": self._flat}, {"kind": "model", "network": files.network_description(self)})
+        flat = np.empty_like(self._flat)
+        core(self._dtype).commit([(flat, self._flat)], {}, {}, [])  # another thread's fit comes before or after
+        boundary.check_parameters(flat)
+        files.write(path, {"flat": flat}, {"kind": "model", "network": files.network_description(self)})
 
     @classmethod
     @boundary.memory_errors

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import warnings
+import weakref
 
 import numpy as np
 
@@ -144,6 +145,7 @@ class _Data:
     labels: np.ndarray | None
     targets: np.ndarray | None
     weight: np.ndarray | None
+    owners: list  # weak references, which keep resize(refcheck=False) from freeing the memory
 
 
 class Trainer:
@@ -339,7 +341,8 @@ class Trainer:
                 targets = boundary.smoothed(targets, self._smoothing)
         weight = boundary.sample_weight(sample_weight, n, net.dtype)
         weight = boundary.weight_by_class(weight, self._class_weight, labels, n_out, net.dtype)
-        return _Data(array, y, features, labels, targets, weight)
+        owners = [weakref.ref(core(net.dtype).owner(a)) for a in (targets, weight) if a is not None]
+        return _Data(array, y, features, labels, targets, weight, owners)
 
     def _validation(self, validation_data):
         if validation_data is None:
@@ -394,7 +397,7 @@ class Trainer:
                 if self._is_to_stop(watch, target_loss, callbacks):
                     break
         finally:
-            self._engine = engine = None  # and its memory is free before the parameters are copied
+            self._engine = engine = None  # its memory is free before the parameters are copied, if no error holds it
             # a fit that failed before it got anywhere leaves what the network shows
             watch = self._state["watch"] if (self._state["updates"], self._state["epoch"]) != before else None
             if watch is not None and watch.flat is not None:
@@ -453,9 +456,9 @@ class Trainer:
         if outcome == "bad input":
             boundary.check_features_finite("X", data.X, data.features, self._net.dtype)
             raise ValueError("X changed while it was read: it held a value that is not finite")
-        if outcome == "diverged" and engine.error is not None:
-            raise engine.error
         if outcome == "diverged" or not engine.parameters_finite():
+            if engine.error is not None:
+                raise engine.error
             what = "at the epoch's end the parameters, or what the optimizer keeps of them, are"
             if outcome == "diverged":
                 what = "the loss is" if self._optimizer.clip_norm is None else "the loss, or its gradient's norm, is"
@@ -609,6 +612,8 @@ class Trainer:
 
     def __getstate__(self):
         """All but what belongs to a running fit and to this machine."""
+        if self._turn.is_anothers():
+            raise RuntimeError("a fit is running in another thread: copy in a callback, or stop it first")
         return {name: value for name, value in vars(self).items() if name not in ("_turn", "_engine")}
 
     def __setstate__(self, state):
@@ -633,6 +638,10 @@ class Trainer:
         """
         if self._turn.is_anothers():
             raise RuntimeError("a fit is running in another thread: save from a callback, or stop it first")
+        with contextlib.nullcontext() if self._turn.is_mine() else self._turn:
+            self._write(path)
+
+    def _write(self, path):
         boundary.check_parameters(self._net.flat)
         optimizer, history = self._optimizer, self._history
         watch, continuation = self._state["watch"], self._state["continuation"]
@@ -720,12 +729,12 @@ class Trainer:
     def _restore(self, tensors, description):
         """All that a fresh trainer of that description lacks; what does not fit together is a ValueError."""
         epoch = boundary.integer("epoch", description["epoch"], 0)
-        tensors = {name: np.full(epoch, math.nan) for name in LATE} | tensors
-        for name in HISTORY:
-            getattr(self._history, name).extend(tensors[name].tolist())
-        if any(tensors[name].shape != (epoch,) for name in HISTORY):
+        if any(tensors[name].shape != (epoch,) for name in HISTORY if name in tensors or name not in LATE):
             raise ValueError(f"the history has not {epoch} entries a column")
-        flats = {name: boundary.data(name, tensors[name], self._net.flat.shape, self._net.dtype)
+        for name in HISTORY:
+            getattr(self._history, name).extend(tensors[name].tolist() if name in tensors else [math.nan] * epoch)
+        # copies, for a tensor of a file holds all of it
+        flats = {name: boundary.data(name, tensors[name], self._net.flat.shape, self._net.dtype).copy()
                  for name in ("shown", "parameters", "best") if name in tensors}
         if self._moments is not None:
             self._moments[...] = boundary.data("velocity", tensors["velocity"], self._moments.shape, self._net.dtype)

@@ -13,6 +13,7 @@ from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
 from posix.unistd cimport getpid
 from threading import get_ident
+from weakref import ref
 
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 

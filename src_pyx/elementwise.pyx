@@ -229,9 +229,17 @@ cdef class Memory:
         return <real*> self.start
 
 
+def owner(array):
+    """The array whose memory an array shows."""
+    while isinstance(array.base, type(array)):
+        array = array.base
+    return array
+
+
 cdef class Features:
     """The rows of a 2-D array of any real dtype and layout; its memory is held while this lives."""
     cdef Py_buffer buffer
+    cdef object owner      # a weak reference, which keeps resize(refcheck=False) from freeing the memory
     cdef readonly Py_ssize_t n
     cdef readonly Py_ssize_t width
     cdef char kind
@@ -242,6 +250,7 @@ cdef class Features:
     def __cinit__(self, array):
         PyObject_GetBuffer(array, &self.buffer, PyBUF_STRIDES | PyBUF_FORMAT)
         self.held = True
+        self.owner = ref(owner(array))
         self.n, self.width = array.shape
         self.kind = ord(array.dtype.char)
         self.direct = (

@@ -860,7 +860,7 @@ cdef class Turn:
 
     def __enter__(self):
         if self.holder is not None and self.process == getpid():
-            raise RuntimeError("a fit of this trainer is already running")
+            raise RuntimeError("a fit or a save of this trainer is already running")
         self.holder, self.process = get_ident(), getpid()
 
     def __exit__(self, *exception):
@@ -869,6 +869,10 @@ cdef class Turn:
     def is_anothers(self):
         """Whether another thread is in it."""
         return self.holder is not None and self.process == getpid() and self.holder != get_ident()
+
+    def is_mine(self):
+        """Whether this thread is in it."""
+        return self.holder == get_ident() and self.process == getpid()
 
 
 OUTCOMES = {RUNNING: "abandoned", PAUSED: "paused", COMPLETED: "completed", STOPPED: "stopped", DIVERGED: "diverged",

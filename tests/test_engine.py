@@ -1,14 +1,13 @@
 """The compiled core from within: what it may touch, and corners of the engine that other tests don't reach."""
 
-import ctypes
 import dataclasses
-import mmap
 import subprocess
 import sys
 from itertools import product
 
 import numpy as np
 import pytest
+from pages import between
 
 import fastopt as fo
 from fastopt import reference
@@ -16,26 +15,11 @@ from fastopt._dispatch import core
 
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 at_end = pytest.mark.parametrize("at_end", [False, True], ids=["begins", "ends"])
-LIBC = ctypes.CDLL(None, use_errno=True)
-PAGE = mmap.PAGESIZE
-
-
-def walled(values, at_end):
-    """A copy of values that begins, or ends, where memory begins that nobody may touch."""
-    pages = -(-values.nbytes // PAGE)
-    block = mmap.mmap(-1, (pages + 2) * PAGE)
-    address = np.frombuffer(block, np.uint8).ctypes.data
-    for wall in (address, address + (pages + 1) * PAGE):
-        assert LIBC.mprotect(ctypes.c_void_p(wall), ctypes.c_size_t(PAGE), 0) == 0
-    start = PAGE + (pages * PAGE - values.nbytes if at_end else 0)
-    copy = np.frombuffer(block, values.dtype, values.size, start).reshape(values.shape)
-    copy[...] = values
-    return copy
 
 
 def same_between_walls(function, arguments, at_end):
-    """The function changes walled copies of its arguments as it changes the arguments; beside them it would crash."""
-    copies = [walled(a, at_end) if isinstance(a, np.ndarray) else a for a in arguments]
+    """The function changes copies of its arguments between guarded pages as it changes the arguments."""
+    copies = [between(a, at_end) if isinstance(a, np.ndarray) else a for a in arguments]
     assert function(*arguments) == function(*copies)
     for a, b in zip(arguments, copies, strict=True):
         assert not isinstance(a, np.ndarray) or a.tobytes() == b.tobytes()
@@ -105,7 +89,7 @@ def test_training_touches_nothing_else(sizes, n_threads, at_end, dtype):
     X, y, targets = numbers(dtype, 37, sizes[0]), np.arange(37) % max(2, sizes[-1]), numbers(dtype, 37, sizes[-1])
     weights = np.linspace(0, 1, 37)
     trained = []
-    for keep in (lambda a: a, lambda a: walled(a, at_end)):
+    for keep in (lambda a: a, lambda a: between(a, at_end)):
         net = fo.MLP(sizes, dtype=dtype, seed=0)
         for loss, labels in (("mse", targets), ("hinge", y if sizes[-1] > 1 else y * 2 - 1)):
             trainer = fo.Trainer(net, loss=loss, optimizer=fo.SGD(0.01, momentum=0.5), batch_size=10, seed=0,

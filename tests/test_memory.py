@@ -143,8 +143,9 @@ def test_the_nth_allocation_fails(nomemory, action, for_ever, tmp_path):
     assert child.returncode == 0, child.stdout[-2000:] + child.stderr[-4000:]
     found = json.loads(child.stdout)
     print(action, found)
-    # a lost network or engine would be many KB for every failure; the interpreter's caches grow a little
-    assert found["allocations"] > (1 if for_ever else 20) and found["leaked"] < 1000 * found["allocations"]
+    # An array of parameters is 17 KB, an engine some times that. CPython 3.11 itself loses the arguments of a call,
+    # here a trainer with all it has, where it has no memory for the frame: four times in 400 failures.
+    assert found["allocations"] > (1 if for_ever else 20) and found["leaked"] < 3400 * found["allocations"]
 
 
 def run_out_of_memory(folder, action, for_ever, files):
@@ -153,10 +154,10 @@ def run_out_of_memory(folder, action, for_ever, files):
     import nomemory
 
     path = os.path.join(files, "file")
-    X, y = samples("softmax_cross_entropy", 40, 6, 3)
+    X, y = samples("softmax_cross_entropy", 40, 64, 3)
     rule = fo.EarlyStopping(patience=9)
     loss = own_loss if action in ("own loss", "interrupted fit") else "softmax_cross_entropy"
-    base = trained([6, 9, 3], loss, "nesterov, l1", (X, y), dropout=0.1)
+    base = trained([64, 64, 3], loss, "nesterov, l1", (X, y), dropout=0.1)
     base.fit(X, y, epochs=1, validation_data=(X, y), early_stopping=rule)
     scores = base.net.forward(X).tobytes()
 

@@ -25,7 +25,7 @@ STOPPING = fo.EarlyStopping("loss", patience=1, min_delta=10.0)
 
 
 with open("/proc/self/maps") as file:
-    SANITIZED = "libasan" in file.read()
+    SANITIZED = "san.so" in file.read()
 
 
 class Odd(Exception):
