@@ -593,11 +593,14 @@ class Trainer:
         return value * w.sum(), w.sum(), net._backward(dscores, inputs, outputs, masks), right
 
     def _validate(self, validation_data):
-        """The loss over (X, y) or (X, y, sample_weight), without dropout and penalties."""
+        """The loss over (X, y) or (X, y, sample_weight), without dropout and penalties; inf outside its domain."""
         if validation_data is None:
             return np.nan
         X, y, weight = (*validation_data, None)[:3]
-        return _evaluate(self.loss, self.net.forward(X), y, weight, self.loss_options)[0]
+        scores = self.net.forward(X)
+        if self.loss == "msle" and not np.all(scores > -1.0):
+            return np.inf
+        return _evaluate(self.loss, scores, y, weight, self.loss_options)[0]
 
 
 def _shift(params, moments, gamma):
