@@ -568,7 +568,8 @@ class Trainer:
         penalty, share = 0.0, 1 / min(self.batch_size, n) if opt.settings["penalty_scale"] == "batch" else 1.0
         for p, penalised in zip(net.params, self._penalised, strict=True):
             if penalised:
-                penalty += share * (opt.l1 * np.abs(p).sum() + opt.l2 * (p * p).sum())
+                for factor, size in ((opt.l1, np.abs(p)), (opt.l2, p * p)):
+                    penalty += share * factor * size.sum() if factor else 0.0  # the square may be infinite
         self.net.flat[:], self.moments, self.l1_total = net.flat, moments, l1_total
         self.step, self.epoch = step, self.epoch + 1
         return float(seen / weights + penalty), lr, correct / n
@@ -588,8 +589,8 @@ class Trainer:
             return np.nan, w.sum(), net._backward(np.zeros_like(scores), inputs, outputs, masks), right
         if w.sum() > 0.0:
             value, dscores = _evaluate(self.loss, scores, y, None if callable(self.loss) else w, options)
-        else:
-            value, dscores = 0.0, np.zeros_like(scores)
+        else:  # nan where a loss is infinite
+            value, dscores = 0.0 * _evaluate(self.loss, scores, y, None, options)[0], np.zeros_like(scores)
         return value * w.sum(), w.sum(), net._backward(dscores, inputs, outputs, masks), right
 
     def _validate(self, validation_data):

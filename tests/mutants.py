@@ -4,14 +4,16 @@ A mutant is one statement of src_pyx with one change: a comparison flipped, a te
 them are compiled at once, into a copy of the checkout: each changed statement asks the global number MUTANT which of
 its forms to take. Then a process is forked for every mutant and runs the tests that reach the statement, until one
 fails, crashes or hangs. An hour or two for the default count.
+
+docs/mutants.md lists those that are known to change no result; of the others, fewer than 95 % killed is a failure.
 """
 
 import argparse
 import collections
+import hashlib
 import json
 import mmap
 import os
-import random
 import re
 import resource
 import shutil
@@ -33,10 +35,12 @@ PATH = "avx2"  # whose bits the tests have hashes of; one path only, as all are 
 OTHER_PATHS = re.compile("baseline|avx512")  # in the name of a test that needs another
 # The other files train for minutes, and find less.
 TESTS = ("kernels", "engine", "cases", "optimizers", "losses_in_training", "gradients", "training", "conventions",
-         "reference", "errors", "bits")
+         "reference", "errors", "bits", "memory")
 QUICK = 0.1  # seconds; such tests come first, of all files
 PATIENCE = 120  # seconds, and ten times what the test takes without a mutant: then it hangs
 ATTEMPTS = 12  # to compile, with fewer mutants each time
+ENOUGH = 95  # % killed of those that can change a result
+EQUIVALENTS = CHECKOUT / "docs" / "mutants.md", "\n## Those that change no result\n"  # with a reason each
 
 # They ask for cache lines before their turn, and no result can tell whether they came.
 FETCHING = {"fetch_nothing", "addresses_of", "add_addresses", "fetch_ahead", "place_rows"}
@@ -83,6 +87,7 @@ class Statement(NamedTuple):
     text: str  # on one line
     tokens: list[tuple[str, int]]  # and where each begins
     function: str
+    name: str  # file.function, numbered where it has the same statement again
 
 
 class Mutant(NamedTuple):
@@ -96,7 +101,8 @@ class Mutant(NamedTuple):
         return text[: self.start] + self.changed + text[self.stop :]
 
     def key(self) -> str:
-        return f"{self.statement.file}:{self.statement.lines.start + 1}: {self.statement.text} -> {self.text()}"
+        """What stays when other lines of the file change."""
+        return f"{self.statement.name}: `{self.statement.text}` → `{self.text()}`"
 
 
 def statements(file: str, source: Path):
@@ -104,6 +110,7 @@ def statements(file: str, source: Path):
     with tokenize.open(source) as lines:
         rows = list(tokenize.generate_tokens(lines.readline))
     text, tokens, first, end, function, declaring = "", [], None, None, "", None
+    seen = collections.Counter()
     for token in rows:
         if token.type in (tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT):
             continue
@@ -122,8 +129,10 @@ def statements(file: str, source: Path):
         elif re.match("cp?def |def ", text) and text.endswith(":"):
             function = re.search(r"(\w+)\(|$", text)[1]
         elif declaring is None:
+            seen[function, text] += 1
+            name = f"{file}.{function}" + (f"#{seen[function, text]}" if seen[function, text] > 1 else "")
             yield Statement(file, range(first[0] - 1, token.start[0]), " " * indent, text, tokens,
-                            function if indent else "")
+                            function if indent else "", name)
         text, tokens, first, end = "", [], None, None
 
 
@@ -440,30 +449,48 @@ def record(items: list[pytest.Item], mutants: dict[int, Mutant]) -> dict[str, tu
 
 
 def choose(count: int, seed: int) -> dict[int, Mutant]:
-    """By number from 1, as many of a file as is its share of the statements that have any."""
+    """By number from 1, as many of a file as is its share of the statements that have any: those of the smallest
+    hashes, so that a change of one statement leaves the choice of the others."""
     candidates = {file: [m for s in statements(file, CHECKOUT / "src_pyx" / f"{file}.pyx") if (m := mutants_of(s))]
                   for file in SOURCES}
-    total, draw, chosen = sum(map(len, candidates.values())), random.Random(seed), []
+    total, chosen = sum(map(len, candidates.values())), []
+
+    def rank(mutant):
+        return hashlib.sha256(f"{seed} {mutant.key()}".encode()).digest()
+
     for file, of_statements in candidates.items():
-        every = [mutant for mutants in of_statements for mutant in mutants]
+        every = {mutant.key(): mutant for mutants in of_statements for mutant in mutants}
         share = round(count * len(of_statements) / total)
-        chosen += draw.sample(every, min(share, len(every)))
+        chosen += sorted(every.values(), key=rank)[:share]
         print(f"{file}.pyx: {len(every)} mutants of {len(of_statements)} statements, {share} chosen")
-    draw.shuffle(chosen)
-    return dict(enumerate(chosen, 1))
+    return dict(enumerate(sorted(chosen, key=rank), 1))
 
 
-def report(results: list[dict[str, str]]) -> None:
-    kinds = ("failure", "crash", "timeout", "survived")
-    print(f"\n{'':16}{'mutants':>10}", *(f"{kind:>10}" for kind in kinds), f"{'killed':>10}", sep="")
+def equivalents() -> set[str]:
+    file, heading = EQUIVALENTS
+    section = file.read_text().partition(heading)[2].partition("\n## ")[0]
+    return set(re.findall("^\\* (.+?: `[^`]+` → `[^`]+`): .", section, re.M))
+
+
+def report(results: list[dict[str, str]]) -> float:
+    """Prints the outcomes and the survivors; how many per cent are killed of those that are not equivalent."""
+    known, percent = equivalents(), 0.0
+    for result in results:
+        if result["key"] in known and result["outcome"] == "survived":
+            result["outcome"] = "equivalent"
+    kinds = ("failure", "crash", "timeout", "survived", "equivalent")
+    print(f"\n{'':16}{'mutants':>10}", *(f"{kind:>11}" for kind in kinds), f"{'killed':>10}", sep="")
     for file in (*SOURCES, ""):
         counts = collections.Counter(r["outcome"] for r in results if r["key"].startswith(file))
         total = sum(counts.values())
-        print(f"{file or 'all':16}{total:10}", *(f"{counts[kind]:10}" for kind in kinds),
-              f"{100 - 100 * counts['survived'] / max(1, total):9.1f}%", sep="")
+        percent = 100 - 100 * counts["survived"] / max(1, total - counts["equivalent"])
+        print(f"{file or 'all':16}{total:10}", *(f"{counts[kind]:11}" for kind in kinds), f"{percent:9.1f}%", sep="")
     for result in results:
         if result["outcome"] == "survived":
-            print("\n" + result["key"].replace(": ", "\n    ", 1).replace(" -> ", "\n    "))
+            print(f"\n* {result['key']}: ")
+        elif result["outcome"] != "equivalent" and result["key"] in known:
+            print(f"\nlisted as equivalent, but a {result['outcome']} of {result['test']}:\n* {result['key']}")
+    return percent
 
 
 def main() -> None:
@@ -491,7 +518,8 @@ def main() -> None:
         files = [f"tests/test_{name}.py" for name in TESTS if Path(f"tests/test_{name}.py").exists()]
         if status := pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-p", "no:faulthandler", *files], [runner]):
             sys.exit(int(status))
-        report([runner.known[mutant.key()] for mutant in mutants.values()])
+        if report([runner.known[mutant.key()] for mutant in mutants.values()]) < ENOUGH:
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import fastopt as fo
@@ -149,6 +149,21 @@ def train(impl, net, c, data):
     return trainer, None
 
 
+def is_well_conditioned(expected, failure, net, c, data):
+    """Whether a rounding of each first parameter stays below a hundredth of what the comparison allows: in a training
+    that explodes it grows with the steps, and says how far two correct implementations may be from each other."""
+    rounded = net.copy()
+    rounded.flat[...] *= 1 + np.random.default_rng(4).choice([-1, 1], net.flat.size) * 2.0**-52
+    moved, where = train(reference, rounded, c, data)
+    if (where, moved.epoch) != (failure, expected.epoch):
+        return False
+    scale = max(1.0, np.abs(expected.net.flat).max())
+    return np.allclose(moved.net.flat, expected.net.flat, rtol=1e-12, atol=1e-12 * scale) and all(
+        np.allclose(getattr(moved.history, c), getattr(expected.history, c), rtol=1e-12, atol=1e-14, equal_nan=True)
+        for c in ("loss", "val_loss")
+    )
+
+
 @given(CONFIGURATIONS)
 def test_twenty_steps_are_the_references(c):
     c["batch_size"] = max(c["batch_size"], math.ceil(c["n"] / STEPS))
@@ -166,6 +181,7 @@ def test_twenty_steps_are_the_references(c):
         validation = (X[held_out], y[held_out], *weight)
     data = X[seen], y[seen], sample_weights(weighted, c["n"], c["batch_size"]), validation
     expected, failure = train(reference, net, c, data)
+    assume(is_well_conditioned(expected, failure, net, c, data))
     trained, got = train(fo, net, c, data)
     assert got == failure
     assert trained.epoch == expected.epoch
