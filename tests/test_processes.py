@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import hashlib
 import itertools
-import mmap
 import multiprocessing
 import os
 import random
@@ -26,6 +25,7 @@ import warnings
 
 import numpy as np
 import pytest
+from pages import between
 
 import fastopt as fo
 from fastopt import boundary
@@ -41,7 +41,7 @@ def scenario(function):
 
 def run(name, *arguments, timeout=600, **environment):
     """What a scenario prints, in a process of its own; what is left of it and of its children is killed."""
-    command = [sys.executable, "-P", __file__, name, *map(str, arguments)]
+    command = [sys.executable, __file__, name, *map(str, arguments)]
     # not pipes: a child that hangs would keep them open
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
@@ -406,16 +406,9 @@ def test_many_address_space_limits(kind, n_threads):
 # ------------------------------------------------------------------------------------------------- other threads
 
 
-def guarded(shape, dtype):
-    """Zeros, behind which memory begins that ends the process when it is touched; and their memory map."""
-    page, size = mmap.PAGESIZE, int(np.prod(shape)) * np.dtype(dtype).itemsize
-    length = -(-size // page) * page
-    memory = mmap.mmap(-1, length + page)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    protect = ctypes.CDLL(None).mprotect
-    protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    assert protect(address + length, page, 0) == 0
-    return np.frombuffer(memory, dtype, size // np.dtype(dtype).itemsize, length - size).reshape(shape), memory
+def guarded(shape, dtype="float64"):
+    """Zeros, behind which memory begins that ends the process when it is touched."""
+    return between(np.zeros(shape, dtype), at_end=True)
 
 
 @scenario
@@ -425,13 +418,13 @@ def overwritten_data(count):
     boundary.WORTH_A_THREAD, boundary.processors = 1, lambda: boundary.MAX_THREADS
     sets, done, outcomes = [], threading.Event(), collections.Counter()
     for loss, dtype in itertools.product(("softmax_cross_entropy", "hinge", "mse"), ("float32", "float64", "int16")):
-        y = guarded((1201, 3), "float64") if loss == "mse" else guarded((1201,), "int64")
-        sets.append((loss, guarded((1201, 7), dtype), y, guarded((1201,), "float64")))
+        y = guarded((1201, 3)) if loss == "mse" else guarded((1201,), "int64")
+        sets.append((loss, guarded((1201, 7), dtype), y, guarded((1201,))))
 
     def overwrite():
         values = random.Random(0)
         while not done.is_set():
-            for array, _ in values.choice(sets)[1:]:
+            for array in values.choice(sets)[1:]:
                 for value in (values.choice([-1, 2.0**40, -(2.0**40), np.nan, np.inf, 1e300]), 1):
                     with np.errstate(all="ignore"):
                         array[...] = np.float64(value).astype(array.dtype)
@@ -447,7 +440,7 @@ def overwritten_data(count):
     def train():
         try:
             for n_threads in (1, 3) * int(count):
-                for loss, (X, _), (y, _), (w, _) in sets:
+                for loss, X, y, w in sets:
                     net = fo.MLP([7, 5, 3], seed=0)
                     trainer = fo.Trainer(net, loss=loss, optimizer=fo.SGD(0.1), batch_size=64, n_threads=n_threads)
                     for _ in range(20):
@@ -468,10 +461,7 @@ def overwritten_data(count):
 def turned_data(count):
     """Arrays get another shape between the checks and the kernels: where the number of threads is read."""
     boundary.WORTH_A_THREAD, boundary.processors = 1, lambda: boundary.MAX_THREADS
-    arrays = [guarded(shape, "float64")[0] for shape in ((1201, 7), (5, 7), (1201, 5))]
-    X, weight, dout = arrays
-    for array in arrays:
-        array[...] = numbers(*array.shape)
+    arrays = X, weight, dout = [between(numbers(*shape), at_end=True) for shape in ((1201, 7), (5, 7), (1201, 5))]
     net = fo.MLP([7, 5], seed=0, dtype="float64")
 
     def turn(*_):
