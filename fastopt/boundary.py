@@ -257,6 +257,13 @@ def _check_shape(name, array, shape):
         raise ValueError(f"{name} is empty: shape {array.shape}")
 
 
+def _for_kernels(array, dtype):
+    """What the kernels read: C-contiguous, aligned, of that dtype; a copy where it is not."""
+    with np.errstate(over="ignore"):
+        array = np.asarray(array, dtype, order="C")
+    return array if array.flags.aligned else array.copy()
+
+
 def float_dtype(array):
     """The dtype an array decides: float32 if it is that in any byte order, else float64."""
     return np.dtype(np.float32 if array.dtype.newbyteorder("=") == np.float32 else np.float64)
@@ -279,8 +286,7 @@ def data(name, value, shape, dtype=None):
     original = real_array(name, value)
     _check_shape(name, original, shape)
     dtype = dtype or float_dtype(original)
-    with np.errstate(over="ignore"):
-        array = np.asarray(original, dtype, order="C")
+    array = _for_kernels(original, dtype)
     if not core(dtype).call_all_finite(array.reshape(-1)):
         raise first_nonfinite(name, original, dtype)
     return array
@@ -380,7 +386,7 @@ def labels(name, value, n, n_classes, signs):
             ok &= array == np.floor(array)
     if not ok.all():
         raise _bad_label(name, array, ok, allowed)
-    return np.ascontiguousarray(array, np.int64)
+    return _for_kernels(array, np.int64)
 
 
 def targets(name, value, shape, dtype, loss):
@@ -484,8 +490,7 @@ def loss_inputs(loss, scores_name, scores, y_name, y, weight, by_class=None):
         raise ValueError(f"{scores_name} must have shape (n, K), got {original.shape}")
     _check_shape(scores_name, original, original.shape)
     dtype = float_dtype(original)
-    with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(original, dtype).reshape(len(original), -1)
+    array = _for_kernels(original, dtype).reshape(len(original), -1)
     n, k = array.shape
     label_array = target_array = None
     if loss in LABEL_LOSSES:
@@ -520,5 +525,4 @@ def loss_result(result, scores):
     value = one_number("the value of loss", value)
     dscores = real_array("dscores of loss", dscores)
     _check_shape("dscores of loss", dscores, scores.shape)
-    with np.errstate(over="ignore"):
-        return value, np.ascontiguousarray(dscores, scores.dtype)
+    return value, _for_kernels(dscores, scores.dtype)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import fastopt as fo
-from fastopt import reference
+from fastopt import boundary, reference
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -767,6 +767,20 @@ def test_layout_and_dtype_change_no_bit(dtype, layout, call, argument, tmp_path)
     result = function(dtype, **arrays | {argument: given})
     assert root_bytes(given) == before
     same_bits(result, function(dtype, **plain))
+
+
+@dtypes
+def test_kernels_get_aligned_arrays(dtype):
+    """Reading others is undefined, even where the processor does it."""
+    a, weight, labels = unaligned(data(6, 3).astype(dtype)), unaligned(W["sample_weight"] * 1.0), unaligned(data(6))
+    arrays = [
+        boundary.data("x", a, (6, 3)),
+        *boundary.loss_inputs("mse", "pred", a, "target", a, weight),
+        *boundary.loss_inputs("hinge", "scores", a, "y", labels, weight),
+        boundary.loss_result((0.0, a), a)[1],
+    ]
+    for array in arrays:
+        assert array is None or array.flags.aligned and array.flags.c_contiguous
 
 
 CONVERTED = ["f2", "f4", "f8", "?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]
