@@ -519,7 +519,7 @@ cdef class Engine:
             lanes = vectors(n) * VL
             if self.labels is not None:
                 rank_lanes(layer.output + r * k, self.batch_labels + r, self.ranks + r, n, lanes, k)
-            if self.loss == SOFTMAX_CROSS_ENTROPY and k <= SUM_LANES and not (given or scores_only):
+            if self.loss == SOFTMAX_CROSS_ENTROPY and k <= SUM_LANES:
                 softmax_cross_entropy_lanes(layer.output + r * k, self.batch_labels + r, self.factor + r,
                                             self.losses + r, layer.doutput + r * k, lanes, k, self.loss_option)
                 continue

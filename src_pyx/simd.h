@@ -16,15 +16,17 @@
 #ifdef FASTOPT_DOUBLE
 typedef double real;
 typedef int64_t rint_t;
+typedef uint64_t ruint_t;
 #define FASTOPT_MANTISSA 52
-#define FASTOPT_SQRT_HALF INT64_C(0x3fe6a09e667f3bcd)
+#define FASTOPT_SQRT_HALF UINT64_C(0x3fe6a09e667f3bcd)
 #define FASTOPT_SUFFIX(name) name##_pd
 #define FASTOPT_FMA __builtin_fma
 #else
 typedef float real;
 typedef int32_t rint_t;
+typedef uint32_t ruint_t;
 #define FASTOPT_MANTISSA 23
-#define FASTOPT_SQRT_HALF 0x3f3504f3
+#define FASTOPT_SQRT_HALF 0x3f3504f3u
 #define FASTOPT_SUFFIX(name) name##_ps
 #define FASTOPT_FMA __builtin_fmaf
 #endif
@@ -64,6 +66,7 @@ static const real LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440054690583e-4f, E
 typedef real vec __attribute__((vector_size(FASTOPT_BYTES)));
 typedef real vec_unaligned __attribute__((vector_size(FASTOPT_BYTES), aligned(sizeof(real)), may_alias));
 typedef rint_t ivec __attribute__((vector_size(FASTOPT_BYTES)));
+typedef ruint_t uvec __attribute__((vector_size(FASTOPT_BYTES)));
 typedef rint_t ivec_unaligned __attribute__((vector_size(FASTOPT_BYTES), aligned(sizeof(rint_t)), may_alias));
 
 #ifdef __clang__
@@ -159,13 +162,13 @@ static inline vec vround_magic(void) { return vset((real)(INT64_C(3) << (MANTISS
 /* 2**n for an integral n in the exponent's normal range. */
 static inline vec vpow2(vec n) {
     const rint_t bias = ((rint_t)1 << (sizeof(real) * 8 - 2 - MANTISSA)) - 1;
-    return (vec)((ivec)(n + (vround_magic() + (real)bias)) << MANTISSA);
+    return (vec)((uvec)(n + (vround_magic() + (real)bias)) << MANTISSA);
 }
-/* x = m * 2**e with m in [sqrt(1/2), sqrt(2)), for positive normal x. */
+/* x = m * 2**e with m in [sqrt(1/2), sqrt(2)), for positive normal x; unsigned, for other x overflow. */
 static inline vec vsplit(vec x, vec *e) {
-    ivec n = ((ivec)x - FASTOPT_SQRT_HALF) >> MANTISSA;
-    *e = (vec)(n + (ivec)vround_magic()) - vround_magic();
-    return (vec)((ivec)x - (n << MANTISSA));
+    const uvec n = (uvec)((ivec)((uvec)x - FASTOPT_SQRT_HALF) >> MANTISSA);
+    *e = (vec)(n + (uvec)vround_magic()) - vround_magic();
+    return (vec)((uvec)x - (n << MANTISSA));
 }
 
 /* Transposes VL vectors in place, swapping off-diagonal blocks of h, h/2, ... 1 lanes; h is VL/2 for all, or less where

@@ -228,3 +228,18 @@ def test_what_overflows_in_an_epochs_last_step_is_found_anywhere(optimizer, valu
     with pytest.raises(fo.DivergenceError, match="at the epoch's end the parameters"):
         fo.Trainer(net, loss="softmax_cross_entropy", optimizer=optimizer).fit(X, np.zeros(4, int), epochs=1)
     assert (net.flat == 0).all()
+
+
+@pytest.mark.parametrize("output", [0, 4, 7])
+@pytest.mark.parametrize("optimizer", [fo.AdaGrad(0.1), fo.Adam(0.1)])
+def test_what_overflows_beside_a_bias_is_found(optimizer, output):
+    """The square of its gradient: the bias itself and all of the weights stay finite."""
+
+    def loss(scores, y):
+        return 1.0, np.where(np.arange(8) == output, np.float32(1e25), np.zeros_like(scores))
+
+    net = fo.MLP([5, 8], seed=0)
+    before = net.flat.copy()
+    with pytest.raises(fo.DivergenceError, match="or what the optimizer keeps of them, are not finite"):
+        fo.Trainer(net, loss=loss, optimizer=optimizer).fit(np.zeros((4, 5)), np.zeros(4), epochs=1)
+    assert (net.flat == before).all()

@@ -209,10 +209,11 @@ def test_float32_follows_the_reference(loss, activation):
 
 
 @pytest.mark.parametrize(("row", "unit"), [(0, 0), (0, 8), (3, 1), (6, 8)])
-def test_dropout_keeps_a_draw_at_the_threshold(row, unit):
-    """The probability is set to that draw of the first step: one less would drop what one more keeps."""
+@pytest.mark.parametrize("above", [0, 1])
+def test_dropout_keeps_a_draw_at_the_threshold(row, unit, above):
+    """The probability is set to that draw of the first step, which is kept, or to the next one, which drops it."""
     key = reference._stream(5, 2, 0, 0)
-    dropout = (reference._bits(key, row * 9 + unit) >> 40) / 2**24
+    dropout = ((reference._bits(key, row * 9 + unit) >> 40) + above) / 2**24
     X, y, net = problem("mse", [3, 9, 2], 7, dropout=dropout, activation="sigmoid")
     options = {"loss": "mse", "optimizer": fo.SGD(0.1), "batch_size": 7, "seed": 5}
     expected, trained = reference.Trainer(net, **options), fo.Trainer(net, **options)
