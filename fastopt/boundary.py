@@ -231,6 +231,7 @@ def _check_ndarray(name, value):
 
 def rectangular(name, value):
     """Any array."""
+    _check_unmasked(name, value)
     try:
         return np.asarray(value)
     except ValueError as error:
@@ -242,7 +243,6 @@ def real_array(name, value):
 
     A view: another thread may give the caller's array another shape or dtype after that was checked.
     """
-    _check_unmasked(name, value)
     array = rectangular(name, value).view()
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
@@ -392,9 +392,7 @@ def labels(name, value, n, n_classes, signs):
 def targets(name, value, shape, dtype, loss):
     """Targets of the predictions' shape; (n,) also matches (n, 1). Within the loss's domain."""
     array = real_array(name, value)
-    if array.ndim == 1 and len(shape) == 2 and shape[1] == 1:
-        array = array[:, None]
-    array = data(name, array, shape, dtype)
+    array = data(name, array, shape[:1] if array.shape == shape[:1] and shape[1:] == (1,) else shape, dtype)
     _check_domain(name, array, loss)
     return array.reshape(shape[0], -1)
 
@@ -411,17 +409,23 @@ def _check_domain(name, array, loss):
         raise ValueError(f"{_place(name, index)} = {array[index]} is not {domain}")
 
 
-def sample_weight(value, n, dtype):
+def sample_weight(value, n, dtype, name="sample_weight"):
     """(n,) weights >= 0 with a positive sum, or None."""
     if value is None:
         return None
-    array = data("sample_weight", value, (n,), dtype)
+    array = data(name, value, (n,), dtype)
     if (array < 0).any():
         index = int(np.argmax(array < 0))
-        raise ValueError(f"sample_weight[{index}] = {array[index]} is negative")
+        raise ValueError(f"{name}[{index}] = {array[index]} is negative")
     if not (array > 0).any():
-        raise ValueError("sample_weight sums to zero")
+        raise ValueError(f"{name} sums to zero")
+    _check_sum(name, array)
     return array
+
+
+def _check_sum(name, weight):
+    if not math.isfinite(core(weight.dtype).call_weighted_sum(weight, None)):
+        raise ValueError(f"{name}: the sum of the samples' weights overflows")
 
 
 def class_weight(value, n_outputs):
@@ -440,10 +444,13 @@ def weight_by_class(weight, class_weight, labels, n_outputs, dtype):
     """The samples' weights times those of their classes."""
     if class_weight is None:
         return weight
-    by_class = class_weight.astype(dtype)[labels if n_outputs > 1 else (labels + 1) // 2]
-    weight = by_class if weight is None else weight * by_class
+    by_class = data("class_weight", class_weight, class_weight.shape, dtype)
+    by_class = by_class[labels if n_outputs > 1 else (labels + 1) // 2]
+    with np.errstate(over="ignore"):
+        weight = by_class if weight is None else weight * by_class
     if not (weight > 0).any():
         raise ValueError("class_weight and sample_weight give every sample the weight 0")
+    _check_sum("class_weight", weight)
     return weight
 
 

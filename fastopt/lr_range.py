@@ -95,12 +95,12 @@ def lr_range_test(net, X, y, *, loss, optimizer, low=1e-6, high=10.0, steps=100,
     rates = np.geomspace(low, high, steps)
     options = {"loss": loss, "batch_size": batch_size, "seed": seed, "n_threads": n_threads,
                "loss_options": loss_options}
-    # one look at all of the data and the arguments
-    Trainer(net, optimizer=optimizer, **options).fit(X, y, epochs=0)
+    Trainer(net, optimizer=optimizer, **options)  # a look at the arguments
     if by_epoch(optimizer.momentum):
         raise ValueError("momentum: a schedule per epoch says nothing here, for every step is at another rate")
     rising = dataclasses.replace(optimizer, lr=lambda t: float(rates[t]), l1=0.0, l2=0.0)
     trainer = Trainer(net.copy(), optimizer=rising, shuffle=False, **options)
+    trainer.fit(X, y, epochs=0)  # one at all of the data
     if trainer._class_weight is not None and not (trainer._class_weight > 0).all():
         raise ValueError("class_weight must be above 0 here: a mini-batch may hold nothing else")
     X, y = boundary.real_array("X", X), np.asarray(y)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 
 import numpy as np
 
@@ -73,7 +74,10 @@ class MLP:
         seed = boundary.integer("seed", seed, 0)
         if not callable(init):
             boundary.choice("init", init, tuple(INITS))
-        self._set_flat(np.zeros(sum((a + 1) * b for a, b in itertools.pairwise(self._sizes)), self._dtype))
+        n_parameters = sum((a + 1) * b for a, b in itertools.pairwise(self._sizes))
+        if n_parameters * self._dtype.itemsize > sys.maxsize:
+            raise MemoryError(f"sizes {list(self._sizes)} have {n_parameters} parameters")
+        self._set_flat(np.zeros(n_parameters, self._dtype))
         if init == "zeros":
             return
         rng = np.random.default_rng(seed)

@@ -1,6 +1,7 @@
 """Training: whole epochs in the compiled engine, their history, the stopping rules, and checkpoints."""
 
 import contextlib
+import copy
 import dataclasses
 import math
 import os
@@ -292,7 +293,7 @@ class Trainer:
             epochs = boundary.integer("epochs", epochs, 0)
             if target_loss is not None:
                 target_loss = boundary.number("target_loss", target_loss)
-            data = self._data("X", X, "y", y, sample_weight)
+            data = self._data("X", X, "y", y, "sample_weight", sample_weight)
             validation = self._validation(validation_data)
             watch = self._watch_for(early_stopping, validation)
             lr = self._optimizer.lr
@@ -320,7 +321,7 @@ class Trainer:
 
     # -- checks that need the network ---------------------------------------------------------------------------
 
-    def _data(self, x_name, X, y_name, y, sample_weight):
+    def _data(self, x_name, X, y_name, y, w_name, sample_weight):
         net = self._net
         array = boundary.real_array(x_name, X)
         features = boundary.features(x_name, array, net.sizes[0], net.dtype)
@@ -339,7 +340,7 @@ class Trainer:
             targets = boundary.targets(y_name, y, (n, n_out), net.dtype, self._loss)
             if self._loss == "binary_cross_entropy":
                 targets = boundary.smoothed(targets, self._smoothing)
-        weight = boundary.sample_weight(sample_weight, n, net.dtype)
+        weight = boundary.sample_weight(sample_weight, n, net.dtype, w_name)
         weight = boundary.weight_by_class(weight, self._class_weight, labels, n_out, net.dtype)
         owners = [weakref.ref(core(net.dtype).owner(a)) for a in (targets, weight) if a is not None]
         return _Data(array, y, features, labels, targets, weight, owners)
@@ -350,7 +351,7 @@ class Trainer:
         if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
             raise TypeError("validation_data must be (X, y) or (X, y, sample_weight)")
         X, y, weight = (*validation_data, None)[:3]
-        data = self._data("validation X", X, "validation y", y, weight)
+        data = self._data("validation X", X, "validation y", y, "validation sample_weight", weight)
         boundary.check_features_finite("validation X", data.X, data.features, self._net.dtype)
         return data
 
@@ -358,7 +359,7 @@ class Trainer:
         """The watch of an equal rule goes on; after it has ended a fit, its count starts again."""
         if early_stopping is None:
             return None
-        if not isinstance(early_stopping, EarlyStopping):
+        if type(early_stopping) is not EarlyStopping:  # what a file brings back
             raise TypeError(f"early_stopping must be an EarlyStopping, got {type(early_stopping).__name__}")
         if early_stopping.monitor == "val_loss" and validation is None:
             raise ValueError("early_stopping monitors val_loss, but there is no validation_data")
@@ -398,12 +399,20 @@ class Trainer:
                     break
         finally:
             self._engine = engine = None  # its memory is free before the parameters are copied, if no error holds it
-            # a fit that failed before it got anywhere leaves what the network shows
-            watch = self._state["watch"] if (self._state["updates"], self._state["epoch"]) != before else None
-            if watch is not None and watch.flat is not None:
-                parameters = self._parameters()
-                parameters = parameters.copy() if parameters is net.flat else parameters
-                kernels.commit([(net.flat, watch.flat)], self._state, {"continuation": (watch.flat, parameters)}, [])
+            try:
+                self._show_best(before)
+            except KeyboardInterrupt:  # which is not to come between: once more, then it goes on
+                self._show_best(before)
+                raise
+
+    def _show_best(self, before):
+        """The early stopping's best parameters, unless the fit failed before it got anywhere: then what was shown."""
+        watch = self._state["watch"] if (self._state["updates"], self._state["epoch"]) != before else None
+        if watch is not None and watch.flat is not None:
+            net, parameters = self._net, self._parameters()
+            parameters = parameters.copy() if parameters is net.flat else parameters
+            core(net.dtype).commit([(net.flat, watch.flat)], self._state,
+                                   {"continuation": (watch.flat, parameters)}, [])
 
     def _parameters(self):
         """What training goes on from: the network's parameters, unless it shows others and they are untouched."""
@@ -443,7 +452,8 @@ class Trainer:
             if outcome != "abandoned" and engine.parameters_finite():
                 self._keep_part(engine, n, momenta[engine.next_batch - first], watch)
             raise
-        self._keep_part(engine, n, momenta[engine.next_batch - first], watch)
+        if engine.error is None or isinstance(engine.error, KeyboardInterrupt):
+            self._keep_part(engine, n, momenta[engine.next_batch - first], watch)
         if engine.error is not None:
             raise engine.error
         return False
@@ -456,10 +466,13 @@ class Trainer:
         if outcome == "bad input":
             boundary.check_features_finite("X", data.X, data.features, self._net.dtype)
             raise ValueError("X changed while it was read: it held a value that is not finite")
-        if outcome == "diverged" or not engine.parameters_finite():
+        overflows = not math.isfinite(engine.loss_sum)  # of large weights
+        if outcome == "diverged" or overflows or not engine.parameters_finite():
             if engine.error is not None:
                 raise engine.error
             what = "at the epoch's end the parameters, or what the optimizer keeps of them, are"
+            if overflows and outcome != "diverged":
+                what = "the sum of the weighted losses is"
             if outcome == "diverged":
                 what = "the loss is" if self._optimizer.clip_norm is None else "the loss, or its gradient's norm, is"
             batch = min(engine.next_batch, n_batches - 1)
@@ -591,7 +604,7 @@ class Trainer:
         n = data.features.n
         if callable(self._loss):
             scores = self._scores(net, data.X)
-            return boundary.loss_result(self._loss(scores.copy(), data.y), scores)[0], math.nan, math.nan
+            return boundary.loss_result(self._loss(scores.copy(), data.y.copy()), scores)[0], math.nan, math.nan
         total, right, in_top = 0.0, 0 if data.labels is not None else math.nan, 0 if self._top_k else math.nan
         for start in range(0, n, ROWS_A_VALIDATION_CHUNK):
             rows = slice(start, start + ROWS_A_VALIDATION_CHUNK)
@@ -609,6 +622,10 @@ class Trainer:
             total += kernels.call_weighted_sum(losses, weight)
         total /= n if data.weight is None else kernels.call_weighted_sum(data.weight, None)
         return total, right / n, in_top / n
+
+    def __copy__(self):
+        """A trainer of its own: two cannot share what a fit changes."""
+        return copy.deepcopy(self)
 
     def __getstate__(self):
         """All but what belongs to a running fit and to this machine."""
@@ -632,7 +649,7 @@ class Trainer:
         OSError
             The file cannot be written; an old one is as it was.
         ValueError
-            A parameter is not finite.
+            A parameter is not finite, or the history's columns were changed.
         RuntimeError
             A fit is running in another thread.
         """
@@ -644,6 +661,10 @@ class Trainer:
     def _write(self, path):
         boundary.check_parameters(self._net.flat)
         optimizer, history = self._optimizer, self._history
+        for name in HISTORY:
+            if len(getattr(history, name)) != self.epoch:
+                raise ValueError(f"history.{name} has {len(getattr(history, name))} entries, not one for each of the "
+                                 f"{self.epoch} epochs")
         watch, continuation = self._state["watch"], self._state["continuation"]
         tensors = {name: np.array(getattr(history, name), np.float64) for name in HISTORY}
         tensors |= {"flat": self._net.flat, "velocity": self._moments}

@@ -476,6 +476,30 @@ def test_weights_that_sum_to_zero(tmp_path, call):
     fails(tmp_path, call, {"sample_weight": np.zeros(6)}, ValueError, "^sample_weight sums to zero$")
 
 
+@pytest.mark.parametrize("call", [call for call, argument in ARRAYS if argument == "sample_weight"])
+def test_weights_whose_sum_overflows(tmp_path, call):
+    """The mean would be 0."""
+    fails(tmp_path, call, {"sample_weight": np.full(6, 1e308)}, ValueError, "^sample_weight: the sum of the ")
+
+
+def test_class_weights_out_of_range():
+    with pytest.raises(ValueError, match=r"^class_weight\[1\] = 1e\+300 does not fit float32$"):
+        fo.hinge(SCORES.astype("float32"), LABELS, class_weight=[1, 1e300, 1])
+    for sample_weight in (None, np.full(6, 1e200)):
+        with pytest.raises(ValueError, match="^class_weight: the sum of the samples' weights overflows$"):
+            fo.hinge(SCORES, LABELS, class_weight=[1e308] * 3, sample_weight=sample_weight)
+
+
+@pytest.mark.parametrize(("loss", "value", "message"), [
+    ("mse", np.nan, r"^y\[4\] is nan$"), ("msle", -1.0, r"^y\[4\] = -1.0 is not > -1$"),
+])  # fmt: skip
+def test_a_target_of_one_dimension_is_named_by_one_index(loss, value, message):
+    y = np.ones(6)
+    y[4] = value
+    with pytest.raises(ValueError, match=message):
+        fo.Trainer(fo.MLP([5, 1]), loss=loss, optimizer=optimizer()).fit(X, y, epochs=1)
+
+
 @pytest.mark.parametrize(
     ("call", "replaced"),
     [
@@ -669,7 +693,10 @@ OTHER_ARGUMENTS = [
     ("Trainer.fit", {"validation_data": (X, LABELS, W, W)}, TypeError, r"validation_data must be \(X, y\)"),
     ("Trainer.fit", {"validation_data": (X, LABELS + 1)}, ValueError, r"validation y\[1\] = 3 is not in"),
     ("Trainer.fit", {"validation_data": (X * np.nan, LABELS)}, ValueError, r"validation X\[0, 0\] is nan"),
-    ("Trainer.fit", {"validation_data": (X, LABELS, -W)}, ValueError, r"sample_weight\[0\] = -1.0 is neg"),
+    ("Trainer.fit", {"validation_data": (X, LABELS, -W)}, ValueError, r"^validation sample_weight\[0\] = -1.0 is"),
+    ("Trainer.fit", {"early_stopping": type("Own", (fo.EarlyStopping,), {})()}, TypeError,
+     "early_stopping must be an EarlyStopping, got Own"),
+    ("Trainer.fit own", {"y": np.ma.ones(6)}, TypeError, "y is a masked array"),
     ("Trainer.fit", {"early_stopping": 5}, TypeError, "early_stopping must be an EarlyStopping, got int"),
     ("Trainer.fit", {"early_stopping": fo.EarlyStopping}, TypeError, "early_stopping must be an Early"),
     ("Trainer.fit", {"early_stopping": fo.EarlyStopping(), "validation_data": None}, ValueError,

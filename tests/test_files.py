@@ -601,7 +601,7 @@ def test_savers_do_not_clear_each_others_files(tmp_path):
     """Four processes that save under the same names, and load."""
     source = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom pathlib import Path\n" \
              f"import test_files\ntest_files.save_often(Path({str(tmp_path)!r}), int(sys.argv[1]))"
-    children = [subprocess.Popen([sys.executable, "-c", source, str(i)]) for i in range(4)]
+    children = [subprocess.Popen([sys.executable, "-P", "-c", source, str(i)]) for i in range(4)]
     assert [child.wait() for child in children] == [0] * 4
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1", "2"]
 

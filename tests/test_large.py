@@ -107,6 +107,12 @@ def test_sizes_that_no_machine_has(call):
         call()
 
 
+@pytest.mark.parametrize("sizes", [[2**40, 2**40], [2**62, 2], [2**70, 2], [10**30, 2]])
+def test_parameters_that_cannot_be_counted(sizes):
+    with pytest.raises(MemoryError, match=r"sizes \[\d+, \d+\] have \d+ parameters"):
+        fo.MLP(sizes)
+
+
 def test_counts_that_are_only_counts():
     """Numbers that allocate nothing may be as large as they like, and mean what they say."""
     X, y = np.random.default_rng(0).standard_normal((9, 3)), [0, 1, 2] * 3

@@ -525,6 +525,15 @@ def test_lr_range():
     plt.close(axes.figure)
 
 
+def test_lr_range_uses_nothing_of_the_optimizers_rate():
+    X, y = np.random.default_rng(0).standard_normal((40, 3)), np.arange(40) % 3
+    found = [
+        fo.lr_range_test(fo.MLP([3, 3], seed=0), X, y, loss="hinge", optimizer=fo.SGD(lr), steps=9, seed=0)
+        for lr in (0.1, schedules.ReduceOnPlateau(0.1))
+    ]
+    assert found[0].loss.tolist() == found[1].loss.tolist()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -619,6 +619,88 @@ def test_cut_in_a_callable(where, action, at):
     assert state(cut) == state(whole)
 
 
+@pytest.mark.parametrize("loss", ["mse", pseudo_huber])
+def test_what_a_signal_handler_raises_leaves_the_last_epoch(loss):
+    """Only Ctrl-C and `stop` keep a part of one."""
+
+    def ring(*_):
+        raise TimeoutError
+
+    X, y, net = problem("mse", [5, 9, 3], 4000, dropout=0.2)
+    options = {"loss": loss, "optimizer": fo.SGD(0.001, momentum=0.9), "batch_size": 2, "seed": 7}
+    cut, whole = fo.Trainer(net.copy(), **options), fo.Trainer(net.copy(), **options)
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        for after in np.linspace(0.005, 0.05, 10):
+            with pytest.raises(TimeoutError):
+                signal.setitimer(signal.ITIMER_REAL, after)
+                cut.fit(X, y, epochs=10**6)
+            assert cut._state["partial"] is None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    whole.fit(X, y, epochs=cut.epoch)
+    assert state(cut) == state(whole)
+
+
+def test_ctrl_c_does_not_keep_the_best_parameters_from_being_shown():
+    X, y, net = problem("mse", [5, 3], 50)
+    rule = fo.EarlyStopping("loss", patience=9)
+    trainers = [fo.Trainer(net.copy(), loss="mse", optimizer=fo.SGD(20.0), seed=7) for _ in range(2)]
+    cut, whole = trainers
+    whole.fit(X, y, epochs=3, early_stopping=rule)
+    assert whole.history.loss[0] < whole.history.loss[2]
+    calls = []
+
+    def parameters():
+        calls.append(len(calls))
+        if len(calls) == 2:  # the first was before the first epoch
+            raise KeyboardInterrupt
+        return fo.Trainer._parameters(cut)
+
+    cut._parameters = parameters
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit(X, y, epochs=3, early_stopping=rule)
+    assert len(calls) == 3 and state(cut) == state(whole)
+    for trainer in trainers:
+        trainer.fit(X, y, epochs=1)
+    assert state(cut) == state(whole)
+
+
+def test_a_copy_of_a_trainer_shares_nothing_with_it():
+    X, y, net = problem("mse", [5, 3], 50)
+    trainer = fo.Trainer(net, loss="mse", optimizer=fo.SGD(0.1, momentum=0.9), seed=7)
+    trainer.fit(X, y, epochs=2)
+    before, twin = state(trainer), copy.copy(trainer)
+    assert state(twin) == before
+    twin.fit(X, y, epochs=2)
+    assert state(trainer) == before
+    trainer.fit(X, y, epochs=2)
+    assert state(trainer) == state(twin)
+
+
+def test_a_history_that_was_changed_is_not_saved(tmp_path):
+    """`load` would refuse it, when the good file is gone."""
+    X, y, net = problem("mse", [5, 3], 50)
+    trainer = fo.Trainer(net, loss="mse", optimizer=fo.SGD(0.1), seed=7)
+    trainer.fit(X, y, epochs=2)
+    trainer.save(tmp_path / "run")
+    content = (tmp_path / "run").read_bytes()
+    trainer.history.val_loss.pop()
+    with pytest.raises(ValueError, match="history.val_loss has 1 entries, not one for each of the 2 epochs"):
+        trainer.save(tmp_path / "run")
+    assert (tmp_path / "run").read_bytes() == content
+
+
+def test_a_sum_of_losses_that_overflows_is_a_divergence():
+    """Each batch's is finite, as is the sum of the weights."""
+    net = fo.MLP([1, 1], dtype="float64", init="zeros")
+    trainer = fo.Trainer(net, loss="mse", optimizer=fo.SGD(1e-9), batch_size=2)
+    with pytest.raises(fo.DivergenceError, match="batch 2: the sum of the weighted losses is not finite"):
+        trainer.fit(np.zeros((6, 1)), np.full(6, 1.42), epochs=1, sample_weight=np.full(6, 2.5e307))
+    assert trainer.epoch == 0 and (trainer.net.flat == 0).all()
+
+
 LONG = {"n": 4000, "batch_size": 2, "patience": 10**6}
 
 
