@@ -35,7 +35,7 @@ PATH = "avx2"  # whose bits the tests have hashes of; one path only, as all are 
 OTHER_PATHS = re.compile("baseline|avx512")  # in the name of a test that needs another
 # The other files train for minutes, and find less.
 TESTS = ("kernels", "engine", "cases", "optimizers", "losses_in_training", "gradients", "training", "conventions",
-         "reference", "errors", "bits", "memory")
+         "reference", "errors", "bits", "memory", "processes")
 QUICK = 0.1  # seconds; such tests come first, of all files
 PATIENCE = 120  # seconds, and ten times what the test takes without a mutant: then it hangs
 ATTEMPTS = 12  # to compile, with fewer mutants each time
