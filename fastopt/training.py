@@ -444,7 +444,9 @@ class Trainer:
             else:
                 outcome = engine.run(workers)
             self._check(engine, outcome, data, n_batches)
-            if outcome == "completed" and engine.error is None:
+            if engine.error is not None:
+                raise engine.error
+            if outcome == "completed":
                 entries = {"lr": lr, "seconds": time.perf_counter() - started}
                 self._end_epoch(engine, n, momenta[-1], validation, watch, entries)
                 return True
@@ -452,10 +454,7 @@ class Trainer:
             if outcome != "abandoned" and engine.parameters_finite():
                 self._keep_part(engine, n, momenta[engine.next_batch - first], watch)
             raise
-        if engine.error is None or isinstance(engine.error, KeyboardInterrupt):
-            self._keep_part(engine, n, momenta[engine.next_batch - first], watch)
-        if engine.error is not None:
-            raise engine.error
+        self._keep_part(engine, n, momenta[engine.next_batch - first], watch)
         return False
 
     def _check(self, engine, outcome, data, n_batches):
@@ -470,11 +469,12 @@ class Trainer:
         if outcome == "diverged" or overflows or not engine.parameters_finite():
             if engine.error is not None:
                 raise engine.error
-            what = "at the epoch's end the parameters, or what the optimizer keeps of them, are"
-            if overflows and outcome != "diverged":
-                what = "the sum of the weighted losses is"
             if outcome == "diverged":
                 what = "the loss is" if self._optimizer.clip_norm is None else "the loss, or its gradient's norm, is"
+            elif overflows:
+                what = "the sum of the weighted losses is"
+            else:
+                what = "at the epoch's end the parameters, or what the optimizer keeps of them, are"
             batch = min(engine.next_batch, n_batches - 1)
             raise DivergenceError(f"epoch {self.epoch}, batch {batch}: {what} not finite; the network is as after the "
                                   f"last epoch that was finite")

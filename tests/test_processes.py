@@ -388,16 +388,20 @@ def address_space(kind, n_threads, count):
 
 
 LIMITS = [("openmp", 4), ("openmp", 17), ("pool", 4), ("pool", 17)]
+limited = pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""),
+    reason="the address sanitizer itself needs more address space than these limits leave",
+)
 
 
+@limited
 @pytest.mark.parametrize(("kind", "n_threads"), LIMITS)
 def test_address_space_limits(kind, n_threads):
     """Wherever the limit is, the same bits or a MemoryError; no libgomp that ends the process."""
-    if "asan" in os.environ.get("LD_PRELOAD", ""):
-        pytest.skip("the address sanitizer itself needs more address space than these limits leave")
     run("address_space", kind, n_threads, 100)
 
 
+@limited
 @pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "n_threads"), LIMITS)
 def test_many_address_space_limits(kind, n_threads):
